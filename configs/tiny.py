@@ -1,0 +1,15 @@
+"""A sparse byte model and its dense twin on the standard library's own text.
+
+python scripts/train.py --config=configs/tiny.py --workdir=runs/tiny_sparse          16 experts, 2 a token
+python scripts/train.py --config=configs/tiny.py:dense --workdir=runs/tiny_dense     equal active FLOPs per token
+"""
+
+from moejax import config
+
+
+def get_config(variant: str = "sparse"):
+    c = config.default()
+    c.name = variant
+    c.model.pattern = {"sparse": ("attention+sparse",), "dense": ("attention+dense",)}[variant]
+    c.model.hidden = c.model.moe.top_k * c.model.moe.hidden
+    return c

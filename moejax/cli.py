@@ -1,0 +1,62 @@
+"""What every command shares: one line and an exit code for each way to go wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import config_flags
+
+from moejax import config
+from moejax.errors import ConfigError, DamagedError, DivergedError, PreemptedError, UserError
+
+KNOWN = (UserError, DivergedError, DamagedError, PreemptedError)
+
+
+def fail(error: Exception) -> int:
+    """Prints the error as one line and returns its exit code."""
+    print(f"{'note' if isinstance(error, PreemptedError) else 'error'}: {' '.join(str(error).split())}", file=sys.stderr)
+    return getattr(error, "exit_code", 1)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, runs main, exits. An unexpected exception keeps its traceback and exits with 1."""
+    try:
+        parse(sys.argv)
+        main()
+    except KNOWN as error:
+        sys.exit(fail(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parse(argv: list[str]) -> None:
+    """absl flags; wrong ones raise UserError."""
+    if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
+        print(sys.modules["__main__"].__doc__)
+        print(flags.FLAGS.get_help(include_special_flags=False) if len(argv) == 2 else "")
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
+        raise UserError(f"{_flat(error)}; see --help") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value; see --help")
+
+
+def config_flag() -> config_flags.ConfigFlag:
+    """--config=FILE.py[:VARIANT], with --config.key=value for any option."""
+    return config_flags.DEFINE_config_file("config", None, "experiment file, with --config.key=value for any option")
+
+
+def resolved(flag: config_flags.ConfigFlag) -> config.Config:
+    """The config of the flag, as frozen dataclasses."""
+    if flag.value is None:
+        raise ConfigError("--config is missing; for example --config=configs/tiny.py")
+    return config.resolve(flag.value)
+
+
+def _flat(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())

@@ -1,0 +1,265 @@
+"""Experiment file -> frozen, checked dataclasses. Every error is found here or in `train.check`, before a device is touched.
+
+An experiment is a Python file with `get_config() -> ml_collections.ConfigDict`, best made by `default()` and changed
+key by key; the command line overrides any key (`--config.model.moe.num_experts=16`). Each option is stated once,
+below, with its unit and meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+import ml_collections
+
+from moejax.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoE:
+    """The sparse feed-forward layer."""
+
+    num_experts: int = 16
+    """E, routed experts per layer."""
+    top_k: int = 2
+    """K, experts a token chooses."""
+    hidden: int = 96
+    """F, hidden width of one expert."""
+    shared_hidden: int = 0
+    """Hidden width of the shared expert that every token visits; 0 for none."""
+    router: str = "softmax_topk"
+    """Kind of router, a name in moejax.moe.router.ROUTERS."""
+    renormalize: bool = True
+    """Divide the gates of a token by their sum (router softmax_topk)."""
+    gate_scale: float = 1.0
+    """Factor on every gate."""
+    jitter: float = 0.0
+    """Half width of the multiplicative uniform noise on the router's input in training (Switch uses 0.01)."""
+    capacity_factor: float | None = None
+    """Slots of an expert in a group as a multiple of the fair share K * valid / E; None is dropless."""
+    eval_capacity_factor: float | None = None
+    """The same at evaluation, which is dropless unless this is set; then both losses are reported."""
+    group_rows: int = 1
+    """Rows that share one group's capacity."""
+    group_window: int | None = None
+    """Positions of one row that form a group; None takes whole rows."""
+    transport: str = "gather"
+    """How tokens reach experts, a name in moejax.moe.transport.TRANSPORTS."""
+    kernel: str = "auto"
+    """Backend of the grouped matmul, a name in moejax.kernels.grouped_matmul.BACKENDS, or auto."""
+    load_balance: float = 0.01
+    """Coefficient of the load-balance loss; 0 turns it off."""
+    router_z: float = 0.001
+    """Coefficient of the router z-loss; 0 turns it off."""
+    allow_noncausal: bool = False
+    """Accept a router or drop policy through which future tokens change past ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder: tokens -> logits."""
+
+    vocab_size: int = 264
+    """V, rows of the embedding and columns of the output projection."""
+    width: int = 64
+    """D, width of the residual stream."""
+    pattern: tuple[str, ...] = ("attention+sparse",)
+    """Layers of one block, each `mixer+channel` with names of moejax.layers.MIXERS and CHANNELS."""
+    repeats: int = 4
+    """Blocks, scanned over; the depth is repeats * len(pattern)."""
+    heads: int = 4
+    """H, query heads."""
+    kv_heads: int = 2
+    """Key and value heads; divides heads."""
+    head_dim: int = 16
+    """Width of one head; even, for rotary pairs."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    hidden: int = 192
+    """Hidden width of a dense feed-forward layer."""
+    norm_epsilon: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    compute_dtype: str = "float32"
+    """Type of activations and of the weights in a matmul: float32 or bfloat16. Parameters are float32."""
+    remat: str = "none"
+    """What the backward pass recomputes, a name in moejax.models.remat.POLICIES."""
+    loss_chunk: int = 264
+    """Vocabulary columns whose logits exist at a time; divides vocab_size."""
+    moe: MoE = dataclasses.field(default_factory=MoE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where text comes from and how it is cut into rows."""
+
+    source: str = "python"
+    """python (the standard library's own sources and texts), files (text or jsonl), or prepared (a folder of scripts/prepare.py)."""
+    files: str = ""
+    """Glob of the files of source files; folder of source prepared."""
+    cache: str = "~/.cache/moejax"
+    """Folder for tokenised text of the sources python and files."""
+    context: int = 128
+    """T, positions of a row."""
+    batch: int = 16
+    """B, rows of the global batch of a step."""
+    heldout: float = 0.05
+    """Share of documents kept for evaluation."""
+    seed: int = 0
+    """Order of the rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each mesh axis. The product must equal the number of devices."""
+
+    data: int = 1
+    """Replicas of everything: across slices and slow links."""
+    fsdp: int = 1
+    """Shards of parameters and optimiser state, gathered at use."""
+    expert: int = 1
+    """Shards of the experts; divides num_experts."""
+    tensor: int = 1
+    """Shards of heads and hidden width; not built yet, must be 1."""
+    context: int = 1
+    """Shards of positions; not built yet, must be 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Optimisation, evaluation and logging."""
+
+    steps: int = 2000
+    """Optimiser steps."""
+    seed: int = 0
+    """Root of initialisation and routing noise."""
+    microbatches: int = 1
+    """Parts of the global batch whose gradients are added before the update; divides batch."""
+    learning_rate: float = 6e-3
+    """Peak learning rate."""
+    final_learning_rate: float = 6e-4
+    """Learning rate at the last step, reached by a cosine."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    b1: float = 0.9
+    """AdamW decay of the first moment."""
+    b2: float = 0.98
+    """AdamW decay of the second moment."""
+    epsilon: float = 1e-8
+    """AdamW denominator floor."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay on matrices; vectors and the embedding have none."""
+    clip_norm: float = 1.0
+    """Limit of the global gradient norm."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 250
+    """Steps between evaluations on the first eval_rows held-out rows."""
+    eval_rows: int = 512
+    """Held-out rows of an evaluation during training; the last one reads them all."""
+    routing_every: int = 250
+    """Steps between files of routing/: loads per layer and expert."""
+    profile_from: int = 0
+    """First step to profile."""
+    profile_steps: int = 0
+    """Steps to profile, into profile/; 0 for none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Saving and resuming."""
+
+    every: int = 500
+    """Steps between saves; the last step is always saved."""
+    keep: int = 2
+    """Most recent checkpoints to keep."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    name: str = "tiny"
+    """Shown in tables and pictures."""
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    train: Train = dataclasses.field(default_factory=Train)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+
+
+def default() -> ml_collections.ConfigDict:
+    """Every option at its default, for an experiment file to change."""
+    return _to_config_dict(Config())
+
+
+def _to_config_dict(part: Any) -> ml_collections.ConfigDict:
+    tree = ml_collections.ConfigDict()
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            tree[field.name] = _to_config_dict(value)
+        elif types.NoneType in typing.get_args(_hints(type(part))[field.name]):
+            kind = next(a for a in typing.get_args(_hints(type(part))[field.name]) if a is not types.NoneType)
+            tree[field.name] = ml_collections.config_dict.placeholder(kind)
+            tree[field.name] = value
+        else:
+            tree[field.name] = value
+    return tree
+
+
+def resolve(tree: ml_collections.ConfigDict) -> Config:
+    """ConfigDict -> Config. Unknown and ill-typed keys raise ConfigError with the nearest name or the right type."""
+    return _resolve(Config, tree, "config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Config -> plain nested dict, for config.json."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`, also for a tree that has been through JSON."""
+    return _resolve(Config, tree, "config")
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _resolve(kind: type[T], tree: Any, path: str) -> T:
+    if not hasattr(tree, "items"):
+        raise ConfigError(f"{path}={tree!r}: this is a section; set one of its keys, such as {path}.{next(iter(_hints(kind)))}")
+    hints = _hints(kind)
+    for key in tree:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.5)
+            remedy = f"did you mean {path}.{near[0]}?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError(f"{path}.{key} is not an option; {remedy}")
+    values = {}
+    for key, hint in hints.items():
+        if key not in tree:
+            continue
+        if dataclasses.is_dataclass(hint):
+            values[key] = _resolve(hint, tree[key], f"{path}.{key}")
+        else:
+            values[key] = _typed(tree[key], hint, f"{path}.{key}")
+    return kind(**values)
+
+
+def _typed(value: Any, hint: Any, path: str) -> Any:
+    """The value if it has the type, an int as a float where one is wanted, a list as a tuple; else an error."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            return tuple(_typed(v, typing.get_args(option)[0], path) for v in value)
+        if option is float and type(value) is int:
+            return float(value)
+        if isinstance(option, type) and type(value) is option:
+            return value
+    wanted = " or ".join("null" if o is types.NoneType else getattr(o, "__name__", str(o)) for o in options)
+    raise ConfigError(f"{path}={value!r} is {type(value).__name__}; it must be {wanted}")

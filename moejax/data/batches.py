@@ -1,0 +1,46 @@
+"""Host arrays -> a global Batch on the mesh, padded with invalid rows to what the mesh and the microbatches divide."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from moejax import config, sharding
+from moejax.arrays import Batch
+from moejax.data.pipeline import Arrays
+from moejax.data.tokenizer import PAD
+
+BLANK = {"tokens": PAD, "targets": PAD, "segments": 0, "valid": False, "labels": 0}
+
+
+def padded_rows(cfg: config.Config, mesh: jax.sharding.Mesh, rows: int) -> int:
+    """`rows` raised to a multiple of batch shards * microbatches * rows of a group."""
+    unit = sharding.shards(mesh, "batch") * cfg.train.microbatches * cfg.model.moe.group_rows
+    return -(-rows // unit) * unit
+
+
+def rows_of_host(mesh: jax.sharding.Mesh, total: int) -> slice:
+    """The rows of a global batch of `total` rows that this process's devices hold; contiguous on a row-major mesh."""
+    pieces = sharding.batch_sharding(mesh).addressable_devices_indices_map((total,)).values()
+    spans = {(index[0].start or 0, total if index[0].stop is None else index[0].stop) for index in pieces}
+    start, stop = min(a for a, _ in spans), max(b for _, b in spans)
+    if sum(b - a for a, b in spans) != stop - start:
+        raise ValueError(f"the devices of one process hold separate rows {sorted(spans)}; order the mesh by process")
+    return slice(start, stop)
+
+
+def put(host: Arrays, mesh: jax.sharding.Mesh, total: int) -> Batch:
+    """This process's real rows -> the global Batch of `total` rows; rows that are missing are invalid."""
+    mine = rows_of_host(mesh, total)
+    missing = mine.stop - mine.start - len(host["row_ids"])
+
+    def place(local: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(
+            sharding.batch_sharding(mesh), local, (total, *local.shape[1:])
+        )
+
+    def extend(name: str, value: np.ndarray) -> np.ndarray:
+        return np.concatenate([value, np.full((missing, *value.shape[1:]), BLANK[name], value.dtype)])
+
+    fields = {name: place(extend(name, value)) for name, value in host.items() if name != "row_ids"}
+    return Batch(**fields, row_ids=place(np.arange(mine.start, mine.stop, dtype=np.int32)))

@@ -1,0 +1,175 @@
+"""Documents -> a prepared folder of tokens, written once and verified whenever it is opened.
+
+    index.json              format, tokenizer, labels, counts and a hash per split
+    SPLIT.npz               offsets i64[D+1], where each of the D documents starts; labels i32[D]
+    SPLIT.array_record      records of RECORD tokens as little-endian u16, the last one shorter
+
+for the splits train and heldout. The records are the concatenation of the encoded documents in the order of names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from moejax import config
+from moejax.data import source, tokenizer
+from moejax.errors import DamagedError, UserError
+
+FORMAT = 1
+"""Raised by any change of the layout or of the tokens that a source gives: an old cache is not taken for a new one."""
+RECORD = 8192
+"""Tokens of a record: the least that a read fetches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a prepared folder: what is needed to find the tokens and documents of a row."""
+
+    records: Path
+    offsets: np.ndarray
+    """i64[D+1]: the first token of each document, and the number of tokens."""
+    labels: np.ndarray
+    """i32[D]: index into label_names."""
+    label_names: tuple[str, ...]
+    hash: str
+    """Of everything that a row is made from: equal on all hosts that read the same text."""
+
+
+def ensure(data: config.Data) -> Path:
+    """The prepared folder of any source; `python` and `files` are prepared into data.cache when first asked for.
+
+    Raises UserError on a wrong source, on files that do not fit, and on a cache that cannot be written.
+    """
+    if data.source == "prepared":
+        folder = Path(data.files).expanduser()
+        if not (folder / "index.json").is_file():
+            remedy = "make one with: python scripts/prepare.py --files=GLOB --out=DIR"
+            raise UserError(f"config.data.files={data.files!r} is not a prepared folder; {remedy}")
+        return folder
+    if data.source not in ("python", "files"):
+        raise UserError(f"config.data.source={data.source!r} is unknown; it must be python, files or prepared")
+    paths = source.python_paths() if data.source == "python" else source.file_paths(data.files)
+    folder = Path(data.cache).expanduser() / f"{data.source}-{_key(paths, data.heldout)}"
+    if not folder.exists():
+        documents = source.python_documents() if data.source == "python" else source.file_documents(data.files)
+        try:
+            _write(documents, folder, data.heldout)
+        except OSError as error:
+            reason = f"config.data.cache={data.cache!r} cannot be written: {error.strerror}"
+            raise UserError(f"{reason}; choose a writable folder with --config.data.cache=DIR") from error
+    return folder
+
+
+def prepare(documents: Iterable[source.Document], out: Path, heldout: float) -> Path:
+    """Documents without near copies -> the folder `out`, which appears complete or not at all.
+
+    `heldout` is the share of documents kept for evaluation. Raises UserError if `out` exists or cannot be written, or
+    if a split would be empty.
+    """
+    if out.exists():
+        raise UserError(f"out={str(out)!r} exists; choose another folder or delete it")
+    try:
+        return _write(documents, out, heldout)
+    except OSError as error:
+        raise UserError(f"out={str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
+
+
+def load(folder: Path, split: str) -> Split:
+    """Opens a split and verifies its hash. Raises DamagedError if the folder is not as it was written."""
+    index = read_index(folder)
+    try:
+        damaged = index["hashes"][split] != _digest(folder, split, index)
+    except (OSError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"cannot be read as written ({error!r})") from error
+    if damaged:
+        raise _damaged(folder, f"has {split} data that do not match their hash")
+    with np.load(folder / f"{split}.npz") as arrays:
+        offsets, labels = arrays["offsets"], arrays["labels"]
+    records = folder / f"{split}.array_record"
+    return Split(records, offsets, labels, tuple(index["labels"]), index["hashes"][split])
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """index.json: the counts of a prepared folder. Raises DamagedError, or UserError if its format is another."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        version = index["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"has no readable index.json ({error!r})") from error
+    if version != FORMAT:
+        raise UserError(f"{folder} has format {version}, this code reads {FORMAT}; prepare it again")
+    return index
+
+
+def _write(documents: Iterable[source.Document], out: Path, heldout: float) -> Path:
+    """Builds a temporary sibling and renames it, so that of several processes the first one wins and all succeed."""
+    kept, copies = source.drop_near_copies(documents)
+    parts = source.split(kept, heldout)
+    names = sorted({document.label for document in kept})
+    index = {"format": FORMAT, "tokenizer": tokenizer.NAME, "vocabulary": tokenizer.VOCABULARY}
+    index |= {"labels": names, "near_copies": copies, "splits": {}}
+    sibling = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        sibling.mkdir(parents=True)
+        for split, part in parts.items():
+            index["splits"][split] = _write_split(sibling, split, part, names)
+        index["hashes"] = {split: _digest(sibling, split, index) for split in parts}
+        (sibling / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+        try:
+            os.rename(sibling, out)
+        except OSError:
+            if not (out / "index.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(sibling, ignore_errors=True)
+    return out
+
+
+def _write_split(folder: Path, split: str, part: list[source.Document], names: list[str]) -> dict[str, Any]:
+    """Writes the records and arrays of a split and returns its counts."""
+    encoded = [tokenizer.encode(document.text) for document in part]
+    labels = np.array([names.index(document.label) for document in part], np.int32)
+    lengths = np.array([len(tokens) for tokens in encoded], np.int64)
+    np.savez(folder / f"{split}.npz", offsets=np.concatenate([[0], np.cumsum(lengths)]), labels=labels)
+    tokens = np.concatenate(encoded).astype("<u2")
+    writer = ArrayRecordWriter(str(folder / f"{split}.array_record"), "group_size:1")
+    for start in range(0, len(tokens), RECORD):
+        writer.write(tokens[start : start + RECORD].tobytes())
+    writer.close()
+    per_label = {name: int(lengths[labels == i].sum()) for i, name in enumerate(names)}
+    return {"documents": len(part), "tokens": len(tokens), "tokens_per_label": per_label}
+
+
+def _digest(folder: Path, split: str, index: dict[str, Any]) -> str:
+    """Hash of the index without its hashes, and of the split's files."""
+    facts = {key: value for key, value in index.items() if key != "hashes"}
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    for suffix in ("npz", "array_record"):
+        with open(folder / f"{split}.{suffix}", "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _key(paths: list[Path], heldout: float) -> str:
+    """Names a cache entry by what its content is made from; a changed file gives another entry."""
+    try:
+        stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}; leave it out") from error
+    return hashlib.blake2b(repr((FORMAT, heldout, stats)).encode(), digest_size=8).hexdigest()
+
+
+def _damaged(folder: Path, what: str) -> DamagedError:
+    return DamagedError(f"{folder} {what}; delete the folder and prepare it again")

@@ -1,0 +1,22 @@
+"""Initial values of parameters. A parameter says as it is made how its dimensions are named (sharding.RULES) and whether it decays."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def normal(
+    rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str | None, ...], fan_in: int, gain: float = 1.0, decay: bool = True
+) -> nnx.Param:
+    """fp32 normal with standard deviation gain / sqrt(fan_in)."""
+    value = jax.random.normal(rngs.params(), shape, jnp.float32) * (gain / math.sqrt(fan_in))
+    return nnx.Param(value, dims=dims, decay=decay)
+
+
+def ones(shape: tuple[int, ...]) -> nnx.Param:
+    """fp32 ones, replicated: for scales."""
+    return nnx.Param(jnp.ones(shape, jnp.float32), dims=(None,) * len(shape), decay=False)

@@ -1,0 +1,49 @@
+"""Devices -> a Mesh whose axes are all Explicit. One device is the mesh of ones, not a special case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from moejax import config
+from moejax.errors import ConfigError
+
+AXES = ("data", "fsdp", "expert", "tensor", "context")
+
+
+def shape(mesh: config.Mesh) -> tuple[int, ...]:
+    """Devices along each of AXES."""
+    return tuple(getattr(mesh, axis) for axis in AXES)
+
+
+def check(mesh: config.Mesh) -> None:
+    """The rules that need no device."""
+    for axis, size in zip(AXES, shape(mesh), strict=True):
+        if size < 1:
+            raise ConfigError(f"mesh.{axis}={size}: an axis has at least one device; set it to 1")
+    for axis in ("tensor", "context"):
+        if getattr(mesh, axis) != 1:
+            raise ConfigError(f"mesh.{axis}={getattr(mesh, axis)}: sharding over {axis} is not built yet; set it to 1")
+
+
+def make(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh over all devices, or over those given. Raises ConfigError when the sizes do not multiply to their number."""
+    devices = jax.devices() if devices is None else devices
+    wanted = math.prod(shape(mesh))
+    if wanted != len(devices):
+        sizes = " * ".join(f"{axis}={size}" for axis, size in zip(AXES, shape(mesh), strict=True) if size > 1) or "1"
+        raise ConfigError(
+            f"mesh {sizes} = {wanted} devices, but there are {len(devices)}; the product must be {len(devices)}, "
+            f"for example --config.mesh.fsdp={len(devices)} with every other axis 1"
+        )
+    return jax.make_mesh(shape(mesh), AXES, devices=devices, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
+
+
+def describe(mesh: jax.sharding.Mesh) -> str:
+    """`fsdp=2 expert=4`, or `one device`."""
+    sizes = [f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1]
+    kinds = sorted({d.device_kind for d in np.asarray(mesh.devices).flat})
+    return f"{' '.join(sizes) or 'one device'} ({', '.join(kinds)})"

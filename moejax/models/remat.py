@@ -1,0 +1,31 @@
+"""What the backward pass recomputes, by name. Routing is never decided again: its integers are always saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from moejax.errors import ConfigError
+from moejax.moe.names import ASSIGNMENT
+
+_save = jax.checkpoint_policies
+_routing = _save.save_only_these_names(ASSIGNMENT)
+
+POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "selective": _save.save_from_both_policies(_save.dots_saveable, _routing),
+    "full": _routing,
+}
+"""none saves everything; selective saves matmuls' results; full saves block inputs and the assignment alone."""
+
+
+def check(name: str) -> None:
+    if name not in POLICIES:
+        raise ConfigError(f"model.remat={name!r} is not a policy; choose one of {', '.join(POLICIES)}")
+
+
+def wrap(body: Callable, name: str) -> Callable:
+    """The scan body under the policy."""
+    policy = POLICIES[name]
+    return body if policy is None else jax.checkpoint(body, policy=policy, prevent_cse=False)

@@ -1,0 +1,14 @@
+"""Names of what rematerialisation may save, as constants, because policies match strings."""
+
+from __future__ import annotations
+
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array
+
+ASSIGNMENT = "moe_assignment"
+"""Integers and masks of routing: always saved, so that recompute never decides again."""
+
+
+def keep(x: Array, name: str) -> Array:
+    """x, marked so that a policy can save it by name."""
+    return checkpoint_name(x, name)

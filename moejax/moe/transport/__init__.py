@@ -1,0 +1,60 @@
+"""Transports: how tokens reach their experts and come back. Same Assignment, same answer, on every mesh.
+
+Each is four functions behind one name, called inside shard_map on one shard's groups:
+
+    route(assignment, plan) -> Route          permutation, counts and offsets; serves several arrays
+    dispatch(route, x [G,S,D]) -> rows        tokens to the devices that own their experts
+    experts(route, rows, weights, impl) -> rows
+    combine(route, rows) -> y [G,S,D]         sum of gate * row, back in token order, fp32
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from moejax import config
+from moejax.errors import ConfigError
+from moejax.moe.transport import einsum, gather, scatter
+
+
+@dataclasses.dataclass(frozen=True)
+class Transport:
+    route: Callable[..., Any]
+    dispatch: Callable[..., Any]
+    experts: Callable[..., Any]
+    combine: Callable[..., Any]
+    dropless: bool
+    """Its memory does not grow with the capacity, so it can do without one."""
+
+
+def _of(module: Any, dropless: bool) -> Transport:
+    return Transport(module.route, module.dispatch, module.experts, module.combine, dropless)
+
+
+TRANSPORTS: dict[str, Transport] = {
+    "einsum": _of(einsum, dropless=False),
+    "scatter": _of(scatter, dropless=False),
+    "gather": _of(gather, dropless=True),
+}
+
+DROPLESS = "gather"
+"""The transport of dropless evaluation when training has a capacity."""
+
+
+def check(moe: config.MoE) -> None:
+    """The transport exists and suits the capacity."""
+    if moe.transport not in TRANSPORTS:
+        raise ConfigError(f"model.moe.transport={moe.transport!r} is not a transport; choose one of {', '.join(TRANSPORTS)}")
+    if moe.capacity_factor is None and not TRANSPORTS[moe.transport].dropless:
+        raise ConfigError(
+            f"model.moe.transport={moe.transport} has buffers of a capacity and model.moe.capacity_factor is null; "
+            f"set model.moe.capacity_factor=1.25 or model.moe.transport={DROPLESS}"
+        )
+
+
+def for_capacity(moe: config.MoE, factor: float | None) -> Transport:
+    """The config's transport, or the dropless one where there is no capacity."""
+    chosen = TRANSPORTS[moe.transport]
+    return chosen if factor is not None or chosen.dropless else TRANSPORTS[DROPLESS]

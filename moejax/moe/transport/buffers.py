@@ -1,0 +1,29 @@
+"""Capacity buffers [E, G, C, D]: their exchange over the expert axis, and the experts on them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from moejax.kernels.grouped_mlp.weights import Weights, flat, swiglu
+from moejax.moe.transport.plan import Plan
+
+
+def to_experts(buffers: Float[Array, "E G C D"], plan: Plan) -> Float[Array, "L GG C D"]:
+    """Slots of all experts on every device -> slots of all groups of the expert axis on the owner of the expert."""
+    return jax.lax.all_to_all(buffers, plan.axis, split_axis=0, concat_axis=1, tiled=True)
+
+
+def to_groups(buffers: Float[Array, "L GG C D"], plan: Plan) -> Float[Array, "E G C D"]:
+    """The inverse of `to_experts`."""
+    return jax.lax.all_to_all(buffers, plan.axis, split_axis=1, concat_axis=0, tiled=True)
+
+
+def experts(route: object, buffers: Float[Array, "L GG C D"], weights: Weights, impl: str) -> Float[Array, "L GG C D"]:
+    """Every expert on its slots: the groups are equal, so a batched matmul is the grouped one, whatever `impl`."""
+    local, groups, slots, width = buffers.shape
+    x = buffers.reshape(local, groups * slots, width)
+    h = jnp.einsum("lnd,ldf->lnf", x, flat(weights.gate_up), preferred_element_type=jnp.float32).astype(x.dtype)
+    y = jnp.einsum("lnf,lfd->lnd", swiglu(h), weights.down, preferred_element_type=jnp.float32).astype(x.dtype)
+    return y.reshape(buffers.shape)

@@ -1,0 +1,78 @@
+"""Dropless by sorting: all tokens of the expert axis gathered, the local experts' rows sorted and run, the results summed
+back to their owners. On one expert shard nothing is sent and this is the plain sorted path.
+
+Memory is that of all assignments of the expert axis, whatever the routing; for large axes exchange rows instead.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moejax.arrays import Assignment, count
+from moejax.kernels.grouped_mlp import Weights, grouped_mlp
+from moejax.moe.transport.plan import Plan
+
+
+class Route(NamedTuple):
+    row: Int[Array, " A"]
+    """Row of each assignment of the expert axis among the local experts' sorted rows; past the end if not ours."""
+    token: Int[Array, " A"]
+    """Its token among all tokens of the expert axis."""
+    gate: Float[Array, " A"]
+    groups: int
+    """Groups of the expert axis."""
+    group_sizes: Int[Array, " L"]
+    plan: Plan
+
+
+class Rows(NamedTuple):
+    """The source of the rows, and which of its rows each sorted row is."""
+
+    x: Float[Array, "M D"]
+    index: Int[Array, " R"]
+
+
+def _all(x: Array, plan: Plan) -> Array:
+    """x of every device of the expert axis, stacked on the leading dimension."""
+    return jax.lax.all_gather(x, plan.axis, axis=0, tiled=True)
+
+
+def route(assignment: Assignment, plan: Plan) -> Route:
+    """Sorted by expert, then group, then slot: the rank needs no sort, because a slot is already a rank."""
+    every = jax.tree.map(lambda x: _all(x, plan), assignment)
+    groups = every.expert.shape[0]
+    local = every.expert - jax.lax.axis_index(plan.axis) * plan.local
+    sizes = count(jax.nn.one_hot(local, plan.local, dtype=bool) & every.kept[..., None], axis=1)
+    totals = jnp.sum(sizes, axis=0, dtype=jnp.int32)
+    first = jnp.cumsum(totals, dtype=jnp.int32) - totals
+    offset = first[None, :] + jnp.cumsum(sizes, axis=0, dtype=jnp.int32) - sizes
+    ours = every.kept & (local >= 0) & (local < plan.local)
+    start = jnp.take_along_axis(offset, jnp.clip(local, 0, plan.local - 1), axis=1)
+    row = jnp.where(ours, start + jnp.where(ours, every.slot, 0), every.expert.size)
+    tokens = plan.tokens * jnp.arange(groups, dtype=jnp.int32)[:, None] + every.token
+    return Route(row.reshape(-1), tokens.reshape(-1), every.gate.reshape(-1), groups, totals, plan)
+
+
+def dispatch(route: Route, x: Float[Array, "G S D"]) -> Rows:
+    """All tokens of the expert axis and the index of each sorted row into them."""
+    index = jnp.zeros_like(route.row).at[route.row].set(route.token, mode="drop", unique_indices=False)
+    return Rows(_all(x.reshape(-1, x.shape[-1]), route.plan), index)
+
+
+def experts(route: Route, rows: Rows, weights: Weights, impl: str) -> Float[Array, "R D"]:
+    """The local experts on their rows."""
+    return grouped_mlp(rows.x, rows.index, route.group_sizes, weights, impl=impl)
+
+
+def combine(route: Route, rows: Float[Array, "R D"]) -> Float[Array, "G S D"]:
+    """Gated rows summed by token over the local experts, then over the expert axis, each device keeping its own tokens."""
+    ours = route.row < route.row.shape[0]
+    mine = rows.at[route.row].get(mode="fill", fill_value=0).astype(jnp.float32)
+    gated = mine * jnp.where(ours, route.gate, 0)[:, None]
+    y = jnp.zeros_like(gated, shape=(route.groups * route.plan.tokens, rows.shape[-1])).at[route.token].add(gated)
+    own = jax.lax.psum_scatter(y, route.plan.axis, scatter_dimension=0, tiled=True)
+    return own.reshape(-1, route.plan.tokens, rows.shape[-1])

@@ -1,0 +1,28 @@
+"""What a transport must know before it sees a token."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moejax import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Static sizes. Experts lie in order: device i of the expert axis owns [i * local, (i + 1) * local)."""
+
+    experts: int
+    """E, routed experts of the layer."""
+    capacity: int
+    """C_max, slots per expert and group in a buffer."""
+    shards: int
+    """Devices along the expert axis."""
+    tokens: int
+    """S, tokens of a group."""
+
+    axis = sharding.EXPERT_AXIS
+
+    @property
+    def local(self) -> int:
+        """Experts of one device."""
+        return self.experts // self.shards

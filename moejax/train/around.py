@@ -1,0 +1,85 @@
+"""Round the loop: a stopwatch, a polite stop, a profile of chosen steps."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from moejax import config
+from moejax.train.metrics import Numbers
+
+
+class Stopwatch:
+    """Seconds spent stepping, between laps."""
+
+    def __init__(self) -> None:
+        self.tokens_per_second = 0.0
+        self._last_step: int | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what came before: the first step compiles."""
+        self._since, self._away = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def paused(self, pending: Any) -> Iterator[None]:
+        """What happens inside is not stepping; `pending` is waited for first."""
+        jax.block_until_ready(pending)
+        began = time.perf_counter()
+        yield
+        self._away += time.perf_counter() - began
+
+    def lap(self, step: int, tokens_per_step: int) -> Numbers:
+        """Seconds per step since the last lap; the first lap starts after the step that compiled."""
+        steps = step - self._last_step if self._last_step is not None else None
+        seconds = time.perf_counter() - self._since - self._away
+        self._last_step = step
+        self.restart()
+        if not steps:
+            return {}
+        self.tokens_per_second = steps * tokens_per_step / seconds
+        return {"seconds_per_step": seconds / steps, "tokens_per_second": self.tokens_per_second}
+
+
+class Stop:
+    """Whether the run was asked to stop."""
+
+    asked = False
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM ask the loop of a single process to save and stop; a second Ctrl-C stops at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if jax.process_count() > 1:
+        yield stop
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def profiled(train: config.Train, step: int, path: Path) -> Iterator[None]:
+    """Starts and stops the profiler round the chosen steps."""
+    first, after = train.profile_from, train.profile_from + train.profile_steps
+    if train.profile_steps and step == first:
+        jax.profiler.start_trace(str(path / "profile"))
+    yield
+    if train.profile_steps and step == after - 1:
+        jax.effects_barrier()
+        jax.profiler.stop_trace()

@@ -1,0 +1,49 @@
+"""What a run is and what it runs on: a line for people, run.json for programs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+
+from moejax import config
+from moejax import mesh as meshes
+from moejax.data.pipeline import Rows
+from moejax.kernels.grouped_matmul import pick
+from moejax.layers import kinds
+from moejax.train import state
+
+PACKAGES = ("moejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def line(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
+    """The resolved plan, as in `capacity 1.25 · scatter transport over expert=4 · grouped_matmul=blocked · …`."""
+    parts = [meshes.describe(mesh)]
+    moe = cfg.model.moe
+    if "sparse" in kinds.channels(cfg.model):
+        capacity = "dropless" if moe.capacity_factor is None else f"capacity {moe.capacity_factor:g}"
+        parts += [
+            f"{moe.router} {moe.top_k} of {moe.num_experts}",
+            capacity,
+            f"{moe.transport} transport over expert={cfg.mesh.expert}",
+            f"grouped_matmul={pick(moe.kernel)}",
+        ]
+    parts += [cfg.model.compute_dtype, f"remat {cfg.model.remat}", f"{cfg.train.microbatches} microbatch(es)"]
+    return " · ".join(parts)
+
+
+def run(built: state.Built, now: state.TrainState, rows: Rows) -> dict[str, Any]:
+    """Versions, devices, plan, parameter counts and the hash of the data."""
+    total, active = state.count_parameters(built, now.parameters)
+    return {
+        "plan": line(built.config, built.mesh),
+        "parameters": {"total": total, "active": active},
+        "devices": [d.device_kind for d in built.mesh.devices.flat],
+        "processes": jax.process_count(),
+        "data_hash": rows.hash,
+        "labels": list(rows.label_names),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,120 @@
+"""A run, top to bottom: check, build, resume, train, evaluate, save. The same call in the same workdir resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import jax
+
+from moejax import config
+from moejax import mesh as meshes
+from moejax.checkpoint.manager import Checkpoints
+from moejax.data import batches, prepare
+from moejax.data.pipeline import Rows, Stream
+from moejax.errors import DivergedError, PreemptedError
+from moejax.train import check, describe, metrics, state, step
+from moejax.train.around import Stopwatch, profiled, stop_signal
+from moejax.train.evaluate import Evaluator
+from moejax.train.metrics import Numbers
+from moejax.train.progress import Reporter
+from moejax.train.workdir import Workdir
+
+
+def train(cfg: config.Config, workdir: str, *, quiet: bool = False) -> Numbers:
+    """Trains to the last step and returns the numbers of the full held-out evaluation.
+
+    Raises ConfigError before a device is touched, DivergedError when the loss is not finite, PreemptedError when
+    asked to stop by SIGINT or SIGTERM, after saving.
+    """
+    # ---- check: no device yet -------------------------------------------------------------------------------------
+    check.check(cfg)
+    folder = prepare.ensure(cfg.data)
+    stream, heldout = Stream(cfg.data, folder), Rows(folder, "heldout", cfg.data.context)
+
+    # ---- build ----------------------------------------------------------------------------------------------------
+    mesh = meshes.make(cfg.mesh)
+    primary = jax.process_index() == 0
+    files = Workdir(workdir, cfg, primary=primary)
+    reporter = Reporter(cfg.name, cfg.train.steps, quiet=quiet or not primary)
+    with contextlib.ExitStack() as stack:
+        stack.callback(files.close)
+        stack.callback(reporter.close)
+        stack.enter_context(jax.set_mesh(mesh))
+        built = state.build(cfg, mesh)
+        now = state.create(built)
+        files.write("run.json", describe.run(built, now, stream.rows))
+        reporter.say(describe.line(cfg, mesh))
+
+        # ---- resume -----------------------------------------------------------------------------------------------
+        checkpoints = Checkpoints(files.path / "checkpoints", cfg.checkpoint)
+        stack.callback(checkpoints.close)
+        start = checkpoints.latest() or 0
+        if start:
+            now = checkpoints.restore(start, now)
+            reporter.say(f"resumed at step {start}")
+            files.event("resumed", step=start)
+        files.truncate(start)
+        return _steps(built, now, start, stream, Evaluator(built, now, heldout), checkpoints, files, reporter)
+
+
+def _steps(
+    built: state.Built,
+    now: state.TrainState,
+    start: int,
+    stream: Stream,
+    evaluator: Evaluator,
+    checkpoints: Checkpoints,
+    files: Workdir,
+    reporter: Reporter,
+) -> Numbers:
+    """The loop itself. Time is measured between logs, less evaluation, saving and the first compilation."""
+    cfg, mesh = built.config, built.mesh
+    total = batches.padded_rows(cfg, mesh, cfg.data.batch)
+    mine = batches.rows_of_host(mesh, total)
+    update = step.make_train_step(built, now)
+    clock = Stopwatch()
+    with stop_signal() as stop, contextlib.closing(stream.iterate(start, mine)) as rows:
+        for done in range(start + 1, cfg.train.steps + 1):
+            with profiled(cfg.train, done, files.path):
+                now, sums = update(now, batches.put(next(rows), mesh, total))
+            if done == start + 1:
+                jax.block_until_ready(sums)
+                clock.restart()
+            if done % cfg.train.log_every == 0 or done == cfg.train.steps:
+                host = metrics.to_host(sums)
+                numbers = metrics.of_training(host, cfg.model.moe) | {"data/padding_rows": total - cfg.data.batch}
+                _require_finite(numbers, done)
+                files.log(done, numbers)
+                files.log(done, clock.lap(done, cfg.data.batch * cfg.data.context), "timing.jsonl")
+                reporter.step(done, numbers, clock.tokens_per_second)
+            last = done == cfg.train.steps
+            if done % cfg.train.routing_every == 0:
+                files.save_routing(f"{done:08d}", metrics.to_host(sums)["layers"])
+            if done % cfg.train.eval_every == 0 and not last:
+                with clock.paused(sums):
+                    files.log(done, evaluator.run(now.parameters, cfg.train.eval_rows, "eval")[0])
+            if done % cfg.checkpoint.every == 0 or last or stop.asked:
+                with clock.paused(sums):
+                    _require_finite({"train/loss": float(sums["nats"])}, done)
+                    checkpoints.save(done, now)
+            if stop.asked and not last:
+                files.event("stopped", step=done)
+                raise PreemptedError(f"stopped and saved at step {done}; the same command goes on from there")
+    return _finish(built, now, evaluator, files, reporter)
+
+
+def _finish(built: state.Built, now: Any, evaluator: Evaluator, files: Workdir, reporter: Reporter) -> Numbers:
+    """All held-out rows, once, with the routing tables of the report."""
+    numbers, sums = evaluator.run(now.parameters, None, "heldout")
+    steps = built.config.train.steps
+    files.log(steps, numbers)
+    files.save_routing("heldout", sums["layers"])
+    reporter.say(f"held-out bits per byte {numbers['heldout/bits_per_byte']:.4f} after {steps} steps")
+    return numbers
+
+
+def _require_finite(numbers: Numbers, step: int) -> None:
+    if not math.isfinite(numbers["train/loss"]):
+        raise DivergedError(f"the loss at step {step} is {numbers['train/loss']}; lower train.learning_rate or train.clip_norm")

@@ -1,0 +1,83 @@
+"""The train state, a plain tree: step, parameters, optimiser state. Made sharded, never gathered."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from moejax import config, sharding
+from moejax.models.decoder import Decoder
+from moejax.train import optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    step: Any
+    """i32[], updates made."""
+    parameters: Any
+    """Nested dict of fp32 arrays."""
+    optimizer: Any
+    """optax state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What turns a parameter tree into a model and an update."""
+
+    graph: Any
+    """nnx graph definition."""
+    shardings: Any
+    """Like the parameters."""
+    routed: Any
+    """Like the parameters: which belong to routed experts."""
+    transform: optax.GradientTransformation
+    config: config.Config
+    mesh: jax.sharding.Mesh
+
+    def model(self, parameters: Any) -> Decoder:
+        """The module whose leaves are these parameters."""
+        return nnx.merge(self.graph, parameters)
+
+
+def build(cfg: config.Config, mesh: jax.sharding.Mesh) -> Built:
+    """Shapes, shardings and the optimiser; no array is made."""
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(lambda: Decoder(cfg.model, rngs=nnx.Rngs(0)))
+    graph, variables = nnx.split(abstract)
+    shardings = jax.tree.map(lambda v: sharding.of_parameter(v, mesh), variables, is_leaf=_is_parameter)
+    decay = jax.tree.map(lambda v: v.get_metadata("decay"), variables, is_leaf=_is_parameter)
+    routed = jax.tree.map(lambda v: "expert" in v.get_metadata("dims"), variables, is_leaf=_is_parameter)
+    transform = optimizer.make(cfg.train, nnx.to_pure_dict(decay))
+    return Built(graph, nnx.to_pure_dict(shardings), nnx.to_pure_dict(routed), transform, cfg, mesh)
+
+
+def create(built: Built) -> TrainState:
+    """Step 0. The same numbers on every mesh."""
+
+    def parameters(key: jax.Array) -> Any:
+        model = Decoder(built.config.model, rngs=nnx.Rngs(key))
+        return nnx.to_pure_dict(nnx.state(model))
+
+    with jax.set_mesh(built.mesh):
+        values = jax.jit(parameters, out_shardings=built.shardings)(jax.random.key(built.config.train.seed))
+        moments = jax.jit(built.transform.init)(values)
+        step = jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(built.mesh))
+    return TrainState(step, values, moments)
+
+
+def count_parameters(built: Built, parameters: Any) -> tuple[int, int]:
+    """Parameters in all, and those that one token meets: of routed experts, top_k of num_experts."""
+    moe = built.config.model.moe
+    sizes = [(x.size, routed) for x, routed in zip(jax.tree.leaves(parameters), jax.tree.leaves(built.routed), strict=True)]
+    active = sum(size * moe.top_k // moe.num_experts if routed else size for size, routed in sizes)
+    return sum(size for size, _ in sizes), active
+
+
+def _is_parameter(x: Any) -> bool:
+    return isinstance(x, nnx.Param)
