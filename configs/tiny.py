@@ -11,5 +11,6 @@ def get_config(variant: str = "sparse"):
     c = config.default()
     c.name = variant
     c.model.pattern = {"sparse": ("attention+sparse",), "dense": ("attention+dense",)}[variant]
+    c.model.unroll = c.model.repeats
     c.model.hidden = c.model.moe.top_k * c.model.moe.hidden
     return c

@@ -67,3 +67,8 @@ class Assignment:
 def count(mask: Bool[Array, "..."], axis: Any = None) -> Int[Array, "..."]:
     """Number of true entries as int32: exact where a float sum would stop at 2**24."""
     return jnp.sum(mask, axis=axis, dtype=jnp.int32)
+
+
+def running_sum(x: Int[Array, "..."], axis: int) -> Int[Array, "..."]:
+    """Inclusive sum along an axis in log2 steps. `jnp.cumsum` is quadratic in the window on CPU."""
+    return jax.lax.associative_scan(jnp.add, x, axis=axis)

@@ -20,29 +20,36 @@ def fail(error: Exception) -> int:
     return getattr(error, "exit_code", 1)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, runs main, exits. An unexpected exception keeps its traceback and exits with 1."""
+def run(main: Callable[..., None], *, rest: str | None = None) -> None:
+    """Parses the flags, runs main, exits. An unexpected exception keeps its traceback and exits with 1.
+
+    With `rest` main takes a list: of the arguments that are no flags ("names"), or of them and of the flags that this
+    command does not know ("all").
+    """
     try:
-        parse(sys.argv)
-        main()
+        left = parse(sys.argv, known_only=rest == "all")
+        if left and rest is None:
+            raise UserError(f"unexpected argument {left[0]!r}; options are written --name=value; see --help")
+        main(*([] if rest is None else [left]))
     except KNOWN as error:
         sys.exit(fail(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
 
 
-def parse(argv: list[str]) -> None:
-    """absl flags; wrong ones raise UserError."""
+def parse(argv: list[str], *, known_only: bool = False) -> list[str]:
+    """absl flags; wrong ones raise UserError. Returns what is no flag, and with `known_only` what is an unknown one."""
     if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
         print(sys.modules["__main__"].__doc__)
         print(flags.FLAGS.get_help(include_special_flags=False) if len(argv) == 2 else "")
         sys.exit(0)
     try:
-        rest = flags.FLAGS(argv)
+        return flags.FLAGS(argv, known_only=known_only)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
         raise UserError(f"{_flat(error)}; see --help") from error
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value; see --help")
 
 
 def config_flag() -> config_flags.ConfigFlag:

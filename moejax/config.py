@@ -72,6 +72,8 @@ class Model:
     """Layers of one block, each `mixer+channel` with names of moejax.layers.MIXERS and CHANNELS."""
     repeats: int = 4
     """Blocks, scanned over; the depth is repeats * len(pattern)."""
+    unroll: int = 1
+    """Blocks in one turn of the scan; divides repeats. More is faster to run and slower to compile."""
     heads: int = 4
     """H, query heads."""
     kv_heads: int = 2
@@ -158,7 +160,7 @@ class Train:
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     eval_every: int = 250
-    """Steps between evaluations on the first eval_rows held-out rows."""
+    """Steps between evaluations on eval_rows held-out rows, evenly spaced."""
     eval_rows: int = 512
     """Held-out rows of an evaluation during training; the last one reads them all."""
     routing_every: int = 250

@@ -89,3 +89,18 @@ def vary(x: jax.Array) -> jax.Array:
     """Inside shard_map: x as a value that may differ along every batch axis, so that its gradient is summed over them."""
     missing = tuple(axis for axis in BATCH_AXES if axis not in compat.varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def all_gather(x: jax.Array, mesh_axis: str, axis: int) -> jax.Array:
+    """Inside shard_map: the pieces of x of every device of a mesh axis, joined. Among one device the identity."""
+    return x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.all_gather(x, mesh_axis, axis=axis, tiled=True)
+
+
+def psum_scatter(x: jax.Array, mesh_axis: str) -> jax.Array:
+    """Inside shard_map: the sum of x over a mesh axis, each device keeping its piece of the leading dimension."""
+    return x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.psum_scatter(x, mesh_axis, scatter_dimension=0, tiled=True)
+
+
+def all_to_all(x: jax.Array, mesh_axis: str, split: int, concat: int) -> jax.Array:
+    """Inside shard_map: pieces of dimension `split` go to the devices of a mesh axis, what arrives is joined along `concat`."""
+    return x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.all_to_all(x, mesh_axis, split, concat, tiled=True)

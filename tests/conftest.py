@@ -13,14 +13,14 @@ import sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-import jaxtyping  # noqa: E402
+import jaxtyping
 
 assert "moejax" not in sys.modules, "moejax was imported before the hook that checks its annotations"
 jaxtyping.install_import_hook("moejax", "typecheck.functions_only")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import numpy as np
+import pytest
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 8)

@@ -12,6 +12,9 @@ from moejax import sharding
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import balance, layer, noise
 
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""jax.jit without LLVM's optimisations: compile time is the cost of these tests. The program stays the same."""
+
 LAYER = 1
 STEP = 3
 COEFFICIENTS = (0.5, 0.25)
@@ -33,7 +36,8 @@ class Problem(NamedTuple):
 def problem(seed=0, rows=4, positions=8, width=8, experts=8, hidden=4) -> Problem:
     """Four tokens of five are valid."""
     rng = np.random.default_rng(seed)
-    f32 = lambda a: np.asarray(a, np.float32)  # noqa: E731
+    def f32(a):
+        return np.asarray(a, np.float32)
     return Problem(
         x=f32(rng.integers(-12, 13, (rows, positions, width)) / 8),
         valid=rng.random((rows, positions)) < 0.8,
@@ -92,8 +96,17 @@ def compiled(p: Problem, mesh, moe, mode):
     if key not in _COMPILED:
         step = jax.value_and_grad(functools.partial(_value, moe=moe, mode=mode), argnums=(0, 1), has_aux=True)
         with jax.set_mesh(mesh):
-            _COMPILED[key] = jax.jit(step).lower(*put(p, mesh), jnp.zeros(2, jnp.float32)).compile()
+            _COMPILED[key] = jit(step).lower(*put(p, mesh), jnp.zeros(2, jnp.float32)).compile()
     return _COMPILED[key]
+
+
+def forward(p: Problem, mesh, moe, mode):
+    """The layer alone, compiled."""
+    x, parameters, tokens, _ = put(p, mesh)
+    key, depth = noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER)
+    with jax.set_mesh(mesh):
+        step = jit(lambda x, tokens, parameters: layer.sparse_layer(x, tokens, parameters, key, depth, moe, mode))
+        return step.lower(x, tokens, parameters).compile()
 
 
 def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS):
@@ -106,9 +119,10 @@ def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS):
 
 def expected(p: Problem, moe, mode, coefficients=COEFFICIENTS):
     """The same of the oracle, which is handed the noise."""
-    draw = lambda use, *shape: np.asarray(  # noqa: E731
-        noise.uniform(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.asarray(p.row_ids), use, *shape)
-    )
+    def draw(use, *shape):
+        return np.asarray(
+            noise.uniform(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.asarray(p.row_ids), use, *shape)
+        )
     uniform = draw("router", p.x.shape[1]) if mode.training and moe.router == "gshard" else None
     wiggle = 1 - moe.jitter + 2 * moe.jitter * draw("jitter", *p.x.shape[1:]) if mode.training and moe.jitter else None
     return oracle.layer(

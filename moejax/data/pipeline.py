@@ -53,7 +53,7 @@ class Rows:
             raise IndexError(f"row {index} of {len(self)}")
         positions = index * self._context + np.arange(self._context + 1)
         window = np.full(self._context + 1, PAD, np.int32)
-        read = self._read(positions[0], min(positions[-1] + 1, self._tokens))
+        read = self._read(index * self._context, min((index + 1) * self._context + 1, self._tokens))
         window[: len(read)] = read
         # Past the end this is the number of documents, so no target there shares a document with a token.
         documents = np.searchsorted(self._offsets, positions, side="right") - 1
@@ -108,10 +108,11 @@ class Stream:
 
 
 def heldout_batches(rows: Rows, batch: int, limit: int | None = None) -> Iterator[Arrays]:
-    """The first `limit` rows (all by default) in order, in batches of `batch`; blank rows fill the last one."""
+    """`limit` rows evenly spaced over the split (all by default) in order, in batches; blank rows fill the last one."""
     count = len(rows) if limit is None else min(limit, len(rows))
+    chosen = [index * len(rows) // count for index in range(count)]
     for start in range(0, count, batch):
-        real = [rows[row] for row in range(start, min(start + batch, count))]
+        real = [rows[row] for row in chosen[start : start + batch]]
         yield _stack(real + [rows.blank()] * (batch - len(real)), np.arange(batch, dtype=np.int32))
 
 

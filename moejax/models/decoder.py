@@ -77,7 +77,7 @@ class Decoder(nnx.Module):
             return x, sums
 
         depth = len(model.pattern) * jnp.arange(model.repeats, dtype=jnp.int32)
-        x, sums = jax.lax.scan(remat.wrap(body, model.remat), x, (self.blocks, depth))
+        x, sums = jax.lax.scan(remat.wrap(body, model.remat), x, (self.blocks, depth), unroll=model.unroll)
         return self.final_norm(x), by_kind(kinds.channels(model), sums)
 
 
@@ -105,5 +105,7 @@ def check(model: config.Model) -> None:
         raise ConfigError(
             f"model.loss_chunk={model.loss_chunk} does not divide model.vocab_size={model.vocab_size}; choose a divisor"
         )
+    if model.unroll < 1 or model.repeats % model.unroll:
+        raise ConfigError(f"model.unroll={model.unroll} does not divide model.repeats={model.repeats}; choose a divisor")
     kinds.check(model)
     remat.check(model.remat)

@@ -5,6 +5,7 @@ Places given token by token keep the past free of the future: a later token neve
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from moejax import config
-from moejax.arrays import NOWHERE, Assignment, count
+from moejax.arrays import NOWHERE, Assignment, count, running_sum
 from moejax.errors import ConfigError
 from moejax.moe.names import ASSIGNMENT, keep
 from moejax.moe.router import Choice
@@ -22,10 +23,16 @@ def check(moe: config.MoE, context: int) -> None:
     """The rules of groups and capacity."""
     for name in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(moe, name)
-        if factor is not None and not factor > 0:
-            raise ConfigError(f"model.moe.{name}={factor}: a multiple of the fair share, above 0; set 1.25, or null for dropless")
-        if factor is not None and Fraction(str(factor)).numerator * moe.top_k * context * moe.group_rows > NOWHERE:
-            raise ConfigError(f"model.moe.{name}={factor}: its product with top_k and the group's tokens passes 2**31; use fewer digits")
+        if factor is None:
+            continue
+        if not 0 < factor < math.inf:
+            raise ConfigError(f"model.moe.{name}={factor}: a finite multiple of the fair share, above 0; set 1.25, or null for dropless")
+        ratio = Fraction(str(factor)) * moe.top_k / moe.num_experts
+        if max(ratio.numerator * context * moe.group_rows, ratio.denominator) > NOWHERE:
+            raise ConfigError(
+                f"model.moe.{name}={factor}: as a fraction it passes 2**31 with top_k, num_experts and the group's tokens; "
+                f"use fewer digits"
+            )
     if moe.group_rows < 1:
         raise ConfigError(f"model.moe.group_rows={moe.group_rows}: a group has at least one row; set it to 1")
     if moe.group_window is not None:
@@ -73,7 +80,7 @@ def place(choice: Choice, valid: Bool[Array, "G S"], limit: Int[Array, " G"], ex
     asked = choice.wanted & valid[..., None]
     asks = jax.nn.one_hot(choice.expert, experts, dtype=bool) & asked[..., None]
     per_token = count(asks, axis=2)
-    before = jnp.cumsum(per_token, axis=1, dtype=jnp.int32) - per_token
+    before = running_sum(per_token, axis=1) - per_token
     same = (choice.expert[..., :, None] == choice.expert[..., None, :]) & asked[..., None, :]
     earlier = count(same & jnp.tril(jnp.ones((1, 1, k, k), bool), -1), axis=-1)
     rank = jnp.take_along_axis(before, choice.expert, axis=-1) + earlier

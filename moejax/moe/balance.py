@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from moejax import config
@@ -21,7 +22,7 @@ class Balancer:
     coefficient: Callable[[config.MoE], float]
 
 
-def share(part: Array, whole: Array) -> Array:
+def share(part: Array | np.ndarray, whole: Array | np.ndarray) -> Array:
     """part / whole in fp32, 0 where there is nothing."""
     return part.astype(jnp.float32) / jnp.maximum(whole, 1).astype(jnp.float32)
 

@@ -124,6 +124,6 @@ def _local_weights(weights: Weights, dtype: jnp.dtype) -> Weights:
 
     def whole(w: Array) -> Array:
         w = sharding.vary(w)
-        return jax.lax.all_gather(w, sharding.STORAGE_AXIS, axis=1, tiled=True).astype(dtype)
+        return sharding.all_gather(w, sharding.STORAGE_AXIS, axis=1).astype(dtype)
 
     return jax.tree.map(whole, weights)

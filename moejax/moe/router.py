@@ -7,6 +7,7 @@ lower expert id. A gate that could not move with its logit is refused by `check`
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -120,6 +121,11 @@ def check(moe: config.MoE) -> None:
         raise ConfigError(
             f"model.moe.top_k={moe.top_k} of model.moe.num_experts={moe.num_experts}: a token chooses between 1 and "
             f"{moe.num_experts} distinct experts; lower top_k or raise num_experts"
+        )
+    if not 0 < moe.gate_scale < math.inf:
+        raise ConfigError(
+            f"model.moe.gate_scale={moe.gate_scale}: a finite factor above 0, or the router gets no gradient from the task; "
+            f"set 1.0"
         )
     if not 0 <= moe.jitter < 1:
         raise ConfigError(f"model.moe.jitter={moe.jitter}: a half width in [0, 1); Switch uses 0.01")

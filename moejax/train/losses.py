@@ -29,7 +29,7 @@ def vocabulary_nats(
         log_z, picked = carry
         weight, start = scanned
         logits = jnp.einsum("btd,dv->btv", hidden, weight, preferred_element_type=jnp.float32)
-        hit = (targets - start)[..., None] == jnp.arange(chunk, dtype=jnp.int32)
+        hit = (targets - start)[..., None] == jnp.arange(chunk, dtype=jnp.int32)[None, None]
         picked = picked + jnp.sum(jnp.where(hit, logits, 0), axis=-1)
         return (jnp.logaddexp(log_z, jax.nn.logsumexp(logits, axis=-1)), picked), None
 

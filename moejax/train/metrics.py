@@ -11,7 +11,7 @@ import numpy as np
 from moejax import config
 from moejax.train.losses import Sums, objective
 
-Numbers = dict[str, float]
+Numbers = dict[str, float | int]
 
 
 def of_training(sums: Sums, moe: config.MoE) -> Numbers:

@@ -30,7 +30,7 @@ def sums_of(built: Built, parameters: Any, batch: Batch, key: jax.Array, mode: M
     nats = losses.vocabulary_nats(hidden, unembedding, batch.targets, built.config.model.loss_chunk)
     sums = losses.token_sums(nats, batch.valid)
     if label_kinds:
-        of_label = batch.valid[..., None] & (batch.labels[..., None] == jnp.arange(label_kinds, dtype=jnp.int32))
+        of_label = batch.valid[..., None] & (batch.labels[..., None] == jnp.arange(label_kinds, dtype=jnp.int32)[None, None])
         sums["label_nats"] = jnp.sum(jnp.where(of_label, nats[..., None], 0), axis=(0, 1))
         sums["label_targets"] = jnp.sum(of_label, axis=(0, 1), dtype=jnp.int32)
     sums["layers"] = jax.tree.map(lambda s: jnp.sum(s, axis=1), layers)
@@ -106,7 +106,7 @@ def make_train_step(built: Built, state: TrainState) -> Callable[[TrainState, Ba
         slope, sums = differentiate(built, state.parameters, batch, key)
         updates, moments = built.transform.update(slope, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        sums["gradient_norm"] = optax.global_norm(slope)
+        sums["gradient_norm"] = optax.tree.norm(slope)
         return TrainState(state.step + 1, parameters, moments), sums
 
     where = jax.tree.map(lambda x: x.sharding, state)

@@ -44,7 +44,7 @@ def inputs():
     yield "all tie", p._replace(router=np.zeros_like(p.router))
 
 
-@pytest.mark.parametrize("transport,router,variant,factor", CASES)
+@pytest.mark.parametrize(("transport", "router", "variant", "factor"), CASES)
 def test_b13_matches_the_oracle(mesh_of, transport, router, variant, factor):
     """B4, B13, B14: outputs, sums and gradients; integers exactly; experts nobody visits get exactly zero."""
     options = {"router": router, **ROUTER_OPTIONS[router], **VARIANTS[variant]}
@@ -78,7 +78,7 @@ def parts():
     expert = np.argsort(rng.random((GROUPS, TOKENS, E - 1)), axis=-1)[..., :2].astype(np.int32)
     choice = Choice(jnp.asarray(expert), jnp.asarray(rng.random(expert.shape), jnp.float32), jnp.ones(expert.shape, bool))
     valid = jnp.asarray(rng.random((GROUPS, TOKENS)) < 0.7)
-    assignment = jax.jit(place, static_argnums=3)(choice, valid, jnp.full(GROUPS, CAPACITY, jnp.int32), E)
+    assignment = harness.jit(place, static_argnums=3)(choice, valid, jnp.full(GROUPS, CAPACITY, jnp.int32), E)
     x, dy = (jnp.asarray(rng.normal(size=(GROUPS, TOKENS, WIDTH)), jnp.float32) for _ in range(2))
     w = Weights(jnp.asarray(rng.normal(size=(E, WIDTH, 2, 3)), jnp.float32), jnp.asarray(rng.normal(size=(E, 3, WIDTH)), jnp.float32))
     return assignment, x, w, dy
@@ -115,10 +115,7 @@ def apart(mesh, transport, poisoned, with_experts):
         w = jax.tree.map(sharding.vary, w)
         route = carrier.route(a, Plan(E, CAPACITY, SHARDS, TOKENS))
         rows = carrier.dispatch(route, x)
-        if with_experts:
-            rows = carrier.experts(route, poison_source(route, rows) if poisoned else rows, w, "auto")
-        else:
-            rows = identity(rows)
+        rows = carrier.experts(route, poison_source(route, rows) if poisoned else rows, w, "auto") if with_experts else identity(rows)
         count = jnp.zeros_like(x, shape=1, dtype=jnp.int32)
         if poisoned:
             rows, count = poison(carrier, route, rows, jnp.ones_like(x))
@@ -132,10 +129,11 @@ def apart(mesh, transport, poisoned, with_experts):
         return jnp.sum(y * dy), (y, count)
 
     def placed(a, x, w, dy):
-        put = lambda t, name: jax.device_put(t, jax.NamedSharding(mesh, sharding.spec(name)))  # noqa: E731
+        def put(t, name):
+            return jax.device_put(t, jax.NamedSharding(mesh, sharding.spec(name)))
         a, x, w, dy = put(a, "batch"), put(x, "batch"), put(w, "expert"), put(dy, "batch")
         with jax.set_mesh(mesh):
-            (_, out), gradients = jax.jit(jax.value_and_grad(value, argnums=(1, 2, 3), has_aux=True))(a, x, w, a.gate, dy)
+            (_, out), gradients = harness.jit(jax.value_and_grad(value, argnums=(1, 2, 3), has_aux=True))(a, x, w, a.gate, dy)
         return jax.tree.map(np.asarray, (out, gradients))
 
     return placed
@@ -167,4 +165,6 @@ def test_b14_unread_rows_may_hold_nan(mesh_of, parts, transport):
     for a, b in zip(jax.tree.leaves((y, clean)), jax.tree.leaves((y_, dirty)), strict=True):
         assert np.isfinite(b).all()
         np.testing.assert_array_equal(a, b)
-    assert clean[1].gate_up[:7].any() and not clean[1].gate_up[7].any() and not clean[1].down[7].any()
+    assert clean[1].gate_up[:7].any()
+    assert not clean[1].gate_up[7].any()
+    assert not clean[1].down[7].any()

@@ -31,7 +31,7 @@ def pick(impl: str, platform: str | None = None) -> str:
 
 def grouped_matmul(
     x: Float[Array, "M K"],
-    w: Float[Array, "G K N"],
+    w: Float[Array, "G _ _"],
     group_sizes: Int[Array, " G"],
     *,
     transpose_w: bool = False,

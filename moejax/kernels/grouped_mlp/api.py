@@ -40,4 +40,4 @@ def grouped_mlp(
         y = FUSED[impl](x, index, group_sizes, weights)
     else:
         y = composed.grouped_mlp(x, index, group_sizes, weights, impl)
-    return y if row_weight is None else (y * row_weight[:, None]).astype(x.dtype)
+    return y if row_weight is None else (y.astype(jnp.float32) * row_weight[:, None]).astype(x.dtype)

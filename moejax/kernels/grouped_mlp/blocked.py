@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moejax.kernels.grouped_matmul import blocks
 from moejax.kernels.grouped_matmul.blocks import add_to, overhang, put_rows, rows_at, zeros
-from moejax.kernels.grouped_mlp.weights import Weights, flat, swiglu
+from moejax.kernels.grouped_mlp.weights import Weights, flat, swiglu, swiglu_gradient
 
 F32 = jnp.float32
 
@@ -54,8 +54,9 @@ def _backward(residuals, dy: Array):
         group, row, mine = work.locate(t)
         x_block = jnp.where(mine, x[rows_at(index, row, size)], 0)
         dy_block = jnp.where(mine, rows_at(dy, row, size), 0)
-        a_block, pull = jax.vjp(swiglu, jnp.where(mine, rows_at(h, row, size), 0))
-        (dh_block,) = pull(jnp.dot(dy_block, weights.down[group].T, preferred_element_type=F32).astype(x.dtype))
+        h_block = jnp.where(mine, rows_at(h, row, size), 0)
+        da_block = jnp.dot(dy_block, weights.down[group].T, preferred_element_type=F32).astype(x.dtype)
+        a_block, dh_block = swiglu(h_block), swiglu_gradient(h_block, da_block)
         dx_block = jnp.dot(dh_block, gate_up[group].T, preferred_element_type=F32)
         d_gate_up = add_to(d_gate_up, jnp.dot(x_block.T, dh_block, preferred_element_type=F32), group)
         d_down = add_to(d_down, jnp.dot(a_block.T, dy_block, preferred_element_type=F32), group)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moejax import sharding
 from moejax.kernels.grouped_mlp.weights import Weights, flat, swiglu
 from moejax.moe.transport.plan import Plan
 
 
 def to_experts(buffers: Float[Array, "E G C D"], plan: Plan) -> Float[Array, "L GG C D"]:
     """Slots of all experts on every device -> slots of all groups of the expert axis on the owner of the expert."""
-    return jax.lax.all_to_all(buffers, plan.axis, split_axis=0, concat_axis=1, tiled=True)
+    return sharding.all_to_all(buffers, plan.axis, split=0, concat=1)
 
 
 def to_groups(buffers: Float[Array, "L GG C D"], plan: Plan) -> Float[Array, "E G C D"]:
     """The inverse of `to_experts`."""
-    return jax.lax.all_to_all(buffers, plan.axis, split_axis=1, concat_axis=0, tiled=True)
+    return sharding.all_to_all(buffers, plan.axis, split=1, concat=0)
 
 
 def experts(route: object, buffers: Float[Array, "L GG C D"], weights: Weights, impl: str) -> Float[Array, "L GG C D"]:

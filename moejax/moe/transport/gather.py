@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moejax import sharding
 from moejax.arrays import Assignment, count
 from moejax.kernels.grouped_mlp import Weights, grouped_mlp
 from moejax.moe.transport.plan import Plan
@@ -38,7 +39,7 @@ class Rows(NamedTuple):
 
 def _all(x: Array, plan: Plan) -> Array:
     """x of every device of the expert axis, stacked on the leading dimension."""
-    return jax.lax.all_gather(x, plan.axis, axis=0, tiled=True)
+    return sharding.all_gather(x, plan.axis, axis=0)
 
 
 def route(assignment: Assignment, plan: Plan) -> Route:
@@ -74,5 +75,5 @@ def combine(route: Route, rows: Float[Array, "R D"]) -> Float[Array, "G S D"]:
     mine = rows.at[route.row].get(mode="fill", fill_value=0).astype(jnp.float32)
     gated = mine * jnp.where(ours, route.gate, 0)[:, None]
     y = jnp.zeros_like(gated, shape=(route.groups * route.plan.tokens, rows.shape[-1])).at[route.token].add(gated)
-    own = jax.lax.psum_scatter(y, route.plan.axis, scatter_dimension=0, tiled=True)
+    own = sharding.psum_scatter(y, route.plan.axis)
     return own.reshape(-1, route.plan.tokens, rows.shape[-1])

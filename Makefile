@@ -1,0 +1,40 @@
+# make run, make test: a fresh machine needs nothing but Python 3.11 or newer.
+# Choose the interpreter with PYTHON=…; each gets a virtual environment and a lock of its own.
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV := .venv-$(VERSION)
+LOCK := requirements/$(if $(filter 3.11,$(VERSION)),py311,py312).lock
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUNS ?= runs/tiny
+OPTIONS ?=
+
+.PHONY: venv run test test-fast lint
+
+venv: $(STAMP)
+
+$(STAMP): $(LOCK) setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "moejax needs Python 3.11 or newer; this is " + sys.version.split()[0] + "; choose one with PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+# The default experiment: a sparse model and its dense twin, then the table and the report.
+run: $(STAMP)
+	$(BIN)/python scripts/compare.py --workdir=$(RUNS) $(OPTIONS)
+
+# What CI runs.
+test: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
+
+# The batteries without the slow end-to-end runs: for every save.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pyright

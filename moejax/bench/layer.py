@@ -1,0 +1,126 @@
+"""The sparse layer against its dense twin of equal active FLOPs, and against its own matmuls alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moejax import config, sharding
+from moejax import mesh as meshes
+from moejax.bench import timing
+from moejax.kernels.grouped_mlp.weights import swiglu
+from moejax.layers import context as ctx
+from moejax.layers.feed_forward import Dense, Sparse
+from moejax.moe.layer import Mode, Tokens
+
+SKEWS: dict[str, Callable[[int], np.ndarray]] = {
+    "balanced": lambda experts: np.zeros(experts),
+    "zipf": lambda experts: -1.2 * np.log(np.arange(1, experts + 1)),
+    "adversarial": lambda experts: np.where(np.arange(experts) < 2, 50.0, 0.0),
+}
+"""What is added to the router's logits: nothing, Zipf's law of exponent 1.2, or two experts that take all."""
+
+
+def run(cfg: config.Config, rounds: int) -> dict[str, Any]:
+    """Median, 10th and 90th percentile in ms, forward and forward + backward, for each skew; ratios of medians."""
+    mesh = meshes.make(config.Mesh(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        rows = [_case(cfg, mesh, name, rounds) for name in SKEWS]
+    model = cfg.model
+    shape = {
+        "tokens": cfg.data.batch * cfg.data.context, "width": model.width, "experts": model.moe.num_experts,
+        "top_k": model.moe.top_k, "expert_hidden": model.moe.hidden, "dense_hidden": model.moe.top_k * model.moe.hidden,
+        "dtype": model.compute_dtype, "transport": model.moe.transport, "kernel": model.moe.kernel,
+    }
+    return {"shape": shape, "rounds": rounds, "machine": timing.machine(), "rows": rows}
+
+
+def _case(cfg: config.Config, mesh: jax.sharding.Mesh, skew: str, rounds: int) -> dict[str, Any]:
+    """One skew: all six functions timed in turn."""
+    model = dataclasses.replace(cfg.model, hidden=cfg.model.moe.top_k * cfg.model.moe.hidden)
+    sparse, dense = Sparse(model, rngs=nnx.Rngs(0)), Dense(model, rngs=nnx.Rngs(1))
+    # A constant feature lets the router's own weight carry the skew: the layer is run as it is.
+    sparse.router[...] = sparse.router[...].at[0].set(SKEWS[skew](model.moe.num_experts))
+    x = jax.random.normal(jax.random.key(2), (cfg.data.batch, cfg.data.context, model.width))
+    x = _placed(x.at[..., 0].set(1.0).astype(model.compute_dtype))
+    for module in (sparse, dense):
+        for _, variable in nnx.to_flat_state(nnx.state(module)):
+            variable.set_value(jax.device_put(variable.get_value(), sharding.of_parameter(variable, mesh)))
+    context, mode = _context(cfg), Mode(training=True, capacity_factor=model.moe.capacity_factor)
+
+    def layer(module: nnx.Module, x: jax.Array) -> jax.Array:
+        return module(x, context, jnp.int32(0), mode)[0]
+
+    calls = {
+        "sparse": _pair(layer, sparse, x),
+        "dense": _pair(layer, dense, x),
+        "matmuls": _pair(_matmuls, *_even_rows(cfg, model)),
+    }
+    flat = {f"{name} {kind}": call for name, pair in calls.items() for kind, call in pair.items()}
+    times = timing.interleaved(flat, rounds)
+    load = np.asarray(sparse(x, context, jnp.int32(0), mode)[1]["load"]).sum(0)
+    result: dict[str, Any] = {"skew": skew, "max_load_over_mean": float(load.max() / load.mean())}
+    for kind in ("forward", "both"):
+        ms = {name: times[f"{name} {kind}"] for name in calls}
+        result[kind] = {
+            **{name: {q: round(1e3 * v, 3) for q, v in dataclasses.asdict(t).items()} for name, t in ms.items()},
+            "sparse_over_dense": round(ms["sparse"].median / ms["dense"].median, 3),
+            "outside_matmuls": round(1 - ms["matmuls"].median / ms["sparse"].median, 3),
+        }
+    return result
+
+
+def _placed(tree: Any) -> Any:
+    """Arrays with a leading batch dimension, as the step would have them."""
+    return jax.tree.map(lambda x: jax.reshard(x, sharding.spec("batch", *(None,) * (x.ndim - 1))), tree)
+
+
+def _pair(function: Callable, parameters: Any, x: jax.Array) -> dict[str, Callable[[], Any]]:
+    """The function, and it with the gradients of parameters and input."""
+    forward = jax.jit(function)
+    both = jax.jit(jax.value_and_grad(lambda p, x: jnp.sum(function(p, x).astype(jnp.float32)), argnums=(0, 1)))
+    return {"forward": lambda: forward(parameters, x), "both": lambda: both(parameters, x)}
+
+
+def _matmuls(weights: tuple[jax.Array, jax.Array], rows: jax.Array) -> jax.Array:
+    """The experts' useful FLOPs and nothing else, as one batched matmul of even groups."""
+    gate_up, down = weights
+    return jnp.einsum("erf,efd->erd", swiglu(jnp.einsum("erd,edf->erf", rows, gate_up)), down)
+
+
+def _even_rows(cfg: config.Config, model: config.Model) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    e, d, f = model.moe.num_experts, model.width, model.moe.hidden
+    rows = cfg.data.batch * cfg.data.context * model.moe.top_k // e
+    keys = jax.random.split(jax.random.key(3), 3)
+    shapes = (e, d, 2 * f), (e, f, d), (e, rows, d)
+    gate_up, down, x = (jax.random.normal(k, s).astype(model.compute_dtype) for k, s in zip(keys, shapes, strict=True))
+    return (gate_up, down), x
+
+
+def _context(cfg: config.Config) -> ctx.Context:
+    shape = cfg.data.batch, cfg.data.context
+    tokens = _placed(Tokens(jnp.ones(shape, bool), jnp.zeros(shape, jnp.int32), jnp.arange(shape[0], dtype=jnp.int32)))
+    nothing = jnp.zeros((1, 1))
+    return ctx.Context(jnp.ones((shape[0], 1, 1, 1), bool), nothing, nothing, tokens, jax.random.key(0))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The numbers for a person."""
+    lines = [", ".join(f"{k} {v}" for k, v in result["shape"].items())]
+    lines.append(", ".join(f"{k} {v}" for k, v in result["machine"].items()) + f", {result['rounds']} rounds in turn, ms (10-90 %)")
+    lines.append(f"{'routing':12} {'load':>6} {'':9} {'sparse':>20} {'dense twin':>20} {'matmuls alone':>20}  sparse/dense  outside matmuls")
+    for row in result["rows"]:
+        for kind, label in (("forward", "forward"), ("both", "fwd+bwd")):
+            r = row[kind]
+            cells = (f"{r[n]['median']:.2f} ({r[n]['low']:.2f}-{r[n]['high']:.2f})" for n in ("sparse", "dense", "matmuls"))
+            lines.append(
+                f"{row['skew']:12} {row['max_load_over_mean']:5.1f}x {label:9} " + " ".join(f"{c:>20}" for c in cells)
+                + f"  {r['sparse_over_dense']:11.2f}x  {100 * r['outside_matmuls']:12.0f} %"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""Timing functions side by side: in turn within one run, so that a noisy machine troubles all of them alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of one call over all rounds."""
+
+    median: float
+    low: float
+    """10th percentile."""
+    high: float
+    """90th percentile."""
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+    """Calls each function once a round, in an order that rotates, after one round that compiles."""
+    names = list(calls)
+    for name in names:
+        jax.block_until_ready(calls[name]())
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            began = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            seconds[name].append(time.perf_counter() - began)
+    return {name: Times(*(float(np.percentile(s, q)) for q in (50, 10, 90))) for name, s in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers were taken."""
+    return {
+        "platform": jax.default_backend(),
+        "devices": sorted({d.device_kind for d in jax.devices()}),
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+    except OSError:
+        return platform.machine()

@@ -1,0 +1,37 @@
+"""Times parts of the library against what they should be compared with, in turn within one run.
+
+    layer    the sparse layer against the dense twin of equal active FLOPs and against its own matmuls
+
+Example: python scripts/bench.py layer --config=configs/tiny.py --json
+"""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags
+
+from moejax import cli, config
+from moejax.bench import layer
+from moejax.errors import UserError
+from moejax.train import check
+
+CONFIG = cli.config_flag()
+JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON")
+ROUNDS = flags.DEFINE_integer("rounds", 30, "times each function is run", lower_bound=1)
+
+BENCHES = {"layer": layer}
+
+
+def main(names: list[str]) -> None:
+    if len(names) != 1 or names[0] not in BENCHES:
+        raise UserError(f"name one bench of: {', '.join(BENCHES)}; for example python scripts/bench.py layer")
+    cfg = config.Config() if CONFIG.value is None else cli.resolved(CONFIG)
+    check.check(cfg)
+    bench = BENCHES[names[0]]
+    result = bench.run(cfg, ROUNDS.value)
+    print(json.dumps(result, indent=1) if JSON.value else bench.table(result))
+
+
+if __name__ == "__main__":
+    cli.run(main, rest="names")

@@ -1,0 +1,41 @@
+"""Shows what runs learned, what that took and where routing sent the text: a table here, the pictures in a page.
+
+Example: python scripts/report.py --workdir=runs/tiny_sparse --workdir=runs/tiny_dense
+
+The first run is compared with each other one. The page is report.html in the first workdir, or --out. With --json the
+numbers are printed as JSON and nothing else, and a page is written only to --out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from moejax import cli
+from moejax.errors import UserError
+from moejax.report import runs, table
+
+WORKDIR = flags.DEFINE_multi_string("workdir", None, "folder of a run of scripts/train.py; again for each further run")
+OUT = flags.DEFINE_string("out", None, "the page; report.html in the first workdir if not given")
+JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON and nothing else")
+
+
+def main() -> None:
+    if not WORKDIR.value:
+        raise UserError("--workdir is missing; for example --workdir=runs/tiny_sparse")
+    found = runs.load_all([Path(folder).expanduser() for folder in WORKDIR.value])
+    print(json.dumps(table.numbers(found), indent=2) if JSON.value else table.text(found))
+    if JSON.value and OUT.value is None:
+        return
+    from moejax.report import page  # matplotlib is an extra, and the table does not need it
+
+    out = Path(OUT.value).expanduser() if OUT.value is not None else found[0].path / "report.html"
+    page.write(found, out)
+    if not JSON.value:
+        print(f"the pictures are in {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,216 @@
+"""Every backend of the grouped matmul, and of the experts built on it, against NumPy float64 in values and gradients (B14)."""
+
+import functools
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.errors import ConfigError
+from moejax.kernels.grouped_matmul import BACKENDS, blocks, grouped_matmul, pick
+from moejax.kernels.grouped_mlp import Weights, grouped_mlp
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+M, K, N = 2 * blocks.BLOCK + 45, 6, 5
+SIZES = {
+    1: {"all": [M], "part": [200], "none": [0]},
+    3: {"blocks": [128, 1, 128], "empty first": [0, 130, 40], "last only": [0, 0, 257], "none": [0, 0, 0], "all": [129, 1, M - 130]},
+    8: {
+        "mixed": [5, 0, 127, 0, 1, 128, 20, 3],
+        "one hot": [0, 0, 0, M, 0, 0, 0, 0],
+        "last only": [0, 0, 0, 0, 0, 0, 0, 9],
+        "even": [M // 8] * 8,
+    },
+}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def spans(sizes):
+    """(group, its rows as a slice)."""
+    stops = np.cumsum(sizes)
+    return [(g, slice(stop - size, stop)) for g, (size, stop) in enumerate(zip(sizes, stops, strict=True))]
+
+
+@functools.cache
+def matmul(impl, transpose=False):
+    """Jitted (x, w, sizes, dy) -> y, (dx, dw), with the rows past the last group left out of the loss by selection."""
+
+    def value(x, w, sizes, dy):
+        y = grouped_matmul(x, w, sizes, transpose_w=transpose, impl=impl)
+        live = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None] < jnp.sum(sizes, dtype=jnp.int32)
+        return jnp.sum(jnp.where(live, y.astype(jnp.float32) * dy, 0)), y
+
+    def both(x, w, sizes, dy):
+        (_, y), gradients = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(x, w, sizes, dy)
+        return y, gradients
+
+    return harness.jit(both)
+
+
+def operands(groups, dtype="float32", seed=0):
+    rng = np.random.default_rng(seed)
+    x, w, dy = (rng.normal(size=s) for s in ((M, K), (groups, K, N), (M, N)))
+    return jnp.asarray(x, dtype), jnp.asarray(w, dtype), jnp.asarray(dy, jnp.float32)
+
+
+def in_numpy(x, w, sizes, dy):
+    x, w, dy = (np.asarray(a, np.float64) for a in (x, w, dy))
+    y, dx, dw = np.zeros((M, N)), np.zeros((M, K)), np.zeros_like(w)
+    for g, rows in spans(sizes):
+        y[rows], dx[rows], dw[g] = x[rows] @ w[g], dy[rows] @ w[g].T, x[rows].T @ dy[rows]
+    return y, dx, dw
+
+
+def compare(impl, groups, sizes, dtype):
+    x, w, dy = operands(groups, dtype)
+    out = matmul(impl)(x, w, jnp.asarray(sizes, jnp.int32), dy)
+    again = matmul(impl)(x, w, jnp.asarray(sizes, jnp.int32), dy)
+    for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(again), strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+    y, (dx, dw) = (jax.tree.map(lambda a: np.asarray(a, np.float64), part) for part in out)
+    y_, dx_, dw_ = in_numpy(x, w, sizes, dy)
+    live = sum(sizes)
+    harness.close(y[:live], y_[:live], TOLERANCE[dtype], "y")
+    harness.close(dx, dx_, TOLERANCE[dtype], "dx")
+    harness.close(dw, dw_, TOLERANCE[dtype], "dw")
+    for g, rows in spans(sizes):
+        assert rows.stop > rows.start or not dw[g].any(), f"group {g} is empty and has a gradient"
+
+
+@pytest.mark.parametrize("groups", SIZES)
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_matches_numpy(impl, groups):
+    """fp32, bit-equal when run twice; empty groups get exactly zero gradient and rows past the groups too."""
+    for sizes in SIZES[groups].values():
+        compare(impl, groups, sizes, "float32")
+
+
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_matches_numpy_in_bfloat16(impl):
+    for sizes in SIZES[8].values():
+        compare(impl, 8, sizes, "bfloat16")
+
+
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_random_sizes(impl):
+    """Group sizes drawn at random, half of them empty: one compilation, many cuts."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        shares = rng.dirichlet(np.full(8, 0.3)) * (rng.random(8) < 0.7)
+        compare(impl, 8, [int(s) for s in shares * rng.integers(0, M + 1)], "float32")
+
+
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_b14_nan_past_the_last_group(impl):
+    """Rows that no group owns may hold NaN, in the operand and in the cotangent, and nothing else changes by a bit."""
+    x, w, dy = operands(8)
+    sizes = SIZES[8]["mixed"]
+    live = sum(sizes)
+    y, (dx, dw) = matmul(impl)(x.at[live:].set(0), w, jnp.asarray(sizes, jnp.int32), dy)
+    y_, (dx_, dw_) = matmul(impl)(x.at[live:].set(jnp.nan), w, jnp.asarray(sizes, jnp.int32), dy)
+    for a, b in ((y[:live], y_[:live]), (dx, dx_), (dw, dw_)):
+        assert np.isfinite(b).all()
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_transposed_weights(impl):
+    x, w, dy = operands(3)
+    sizes = jnp.asarray(SIZES[3]["blocks"], jnp.int32)
+    y, (dx, dw) = matmul(impl)(x, w, sizes, dy)
+    y_, (dx_, dw_) = matmul(impl, True)(x, w.swapaxes(1, 2), sizes, dy)
+    live = int(sizes.sum())
+    harness.close(y_[:live], y[:live])
+    harness.close(dx_, dx)
+    harness.close(dw_.swapaxes(1, 2), dw)
+
+
+def test_blocks_past_the_int32_middle():
+    """B19: block arithmetic on groups near 2^31 rows equals int64 NumPy."""
+    sizes = [2**31 - 2000, 0, 300, 1000]
+    work = blocks.cut(jnp.asarray(sizes, jnp.int32))
+    count = [-(-size // blocks.BLOCK) for size in sizes]
+    np.testing.assert_array_equal(work.ends, np.cumsum(count))
+    np.testing.assert_array_equal(work.stops, np.cumsum(sizes))
+    for turn in (0, 7, count[0] - 1, count[0], count[0] + 2, count[0] + 3, sum(count) - 1):
+        group = int(np.searchsorted(np.cumsum(count), turn, side="right"))
+        row = sum(sizes[:group]) + (turn - sum(count[:group])) * blocks.BLOCK
+        mine = row + np.arange(blocks.BLOCK, dtype=np.int64) < sum(sizes[: group + 1])
+        got = work.locate(jnp.int32(turn))
+        assert (int(got[0]), int(got[1])) == (group, row)
+        np.testing.assert_array_equal(got[2][:, 0], mine)
+
+
+def test_unknown_backend():
+    with pytest.raises(ConfigError, match="choose auto or one of"):
+        pick("cuda")
+    assert pick("auto", "cpu") in BACKENDS
+    assert pick("auto", "tpu") in BACKENDS
+
+
+# ---- the experts ------------------------------------------------------------------------------------------------
+
+TOKENS, D, F, R = 90, 4, 3, 150
+
+
+def mlp_in_numpy(x, index, sizes, gate_up, down, weight, dy):
+    """SwiGLU row by row group, with gradients."""
+    x, gate_up, down, weight, dy = (np.asarray(a, np.float64) for a in (x, gate_up, down, weight, dy))
+    dx, d_gate_up, d_down = np.zeros_like(x), np.zeros_like(gate_up), np.zeros_like(down)
+    y, d_weight = np.zeros((len(index), D)), np.zeros(len(index))
+    for g, rows in spans(sizes):
+        rows_x = x[index[rows]]
+        gate, up = rows_x @ gate_up[g, :, 0], rows_x @ gate_up[g, :, 1]
+        sigmoid = 1 / (1 + np.exp(-gate))
+        a = gate * sigmoid * up
+        out, d_out = a @ down[g], dy[rows] * weight[rows, None]
+        y[rows], d_weight[rows] = out * weight[rows, None], (dy[rows] * out).sum(-1)
+        d_a = d_out @ down[g].T
+        d_gate, d_up = d_a * up * sigmoid * (1 + gate * (1 - sigmoid)), d_a * gate * sigmoid
+        d_down[g], d_gate_up[g, :, 0], d_gate_up[g, :, 1] = a.T @ d_out, rows_x.T @ d_gate, rows_x.T @ d_up
+        np.add.at(dx, index[rows], d_gate @ gate_up[g, :, 0].T + d_up @ gate_up[g, :, 1].T)
+    return y, dx, d_gate_up, d_down, d_weight
+
+
+@functools.cache
+def mlp(impl, weighted):
+    """Jitted (x, index, sizes, weights, row_weight, dy) -> y, gradients; index None where rows lie in order."""
+
+    def value(x, weights, row_weight, index, sizes, dy):
+        y = grouped_mlp(x, index, sizes, weights, row_weight if weighted else None, impl=impl)
+        live = jnp.arange(y.shape[0], dtype=jnp.int32)[:, None] < jnp.sum(sizes, dtype=jnp.int32)
+        return jnp.sum(jnp.where(live, y.astype(jnp.float32) * dy, 0)), y
+
+    return harness.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_experts_match_numpy(impl, dtype):
+    """row_index repeats and skips rows, row_weight scales; both absent is the plain form. Empty experts: exactly zero."""
+    rng = np.random.default_rng(1)
+    x, gate_up, down, dy = (jnp.asarray(rng.normal(size=s), dtype) for s in ((TOKENS, D), (4, D, 2, F), (4, F, D), (R, D)))
+    weight, dy = jnp.asarray(rng.random(R), jnp.float32), dy.astype(jnp.float32)
+    index = rng.integers(0, TOKENS, R).astype(np.int32)
+    for sizes in ([20, 0, 130, 0], [0, 0, 0, 60], [R, 0, 0, 0], [0, 0, 0, 0]):
+        for weighted, rows in ((True, index), (False, None)):
+            count = R if weighted else TOKENS
+            sizes = sizes if weighted else [min(s, TOKENS // 2) for s in sizes]
+            (_, y), (dx, dw, d_weight) = mlp(impl, weighted)(
+                x, Weights(gate_up, down), weight[:count], None if rows is None else jnp.asarray(rows),
+                jnp.asarray(sizes, jnp.int32), dy[:count],
+            )  # fmt: skip
+            factors = weight if weighted else np.ones(count)
+            wanted = mlp_in_numpy(x, np.arange(count) if rows is None else rows, sizes, gate_up, down, factors, dy[:count])
+            got, live = (y, dx, dw.gate_up, dw.down), sum(sizes)
+            for name, a, b in zip(("y", "dx", "gate_up", "down"), got, wanted, strict=False):
+                a = np.asarray(a, np.float64)
+                harness.close(a[:live] if name == "y" else a, b[:live] if name == "y" else b, 2 * TOLERANCE[dtype], name)
+            if weighted:
+                harness.close(d_weight, wanted[4], 2 * TOLERANCE[dtype], "row_weight")
+            for g, size in enumerate(sizes):
+                assert size or not (np.any(dw.gate_up[g]) or np.any(dw.down[g]))

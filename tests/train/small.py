@@ -1,0 +1,179 @@
+"""A model small enough to compile in a second, its batches, and train steps shared by the tests of this folder and its neighbours."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from moejax import config, mesh, sharding
+from moejax.arrays import Batch
+from moejax.data import prepare, source
+from moejax.train import metrics, state, step
+
+ROOT = pathlib.Path(__file__).parents[2]
+B, T, V = 8, 16, 264
+COMPILER = {"xla_backend_optimization_level": 0}
+"""Without LLVM's optimisations: compile time is the cost of these tests. The program stays the same."""
+
+OPTIONS = {
+    "model.width": 16, "model.pattern": ("attention+dense", "attention+sparse"), "model.repeats": 1, "model.heads": 2,
+    "model.kv_heads": 1, "model.head_dim": 8, "model.hidden": 24, "model.loss_chunk": 88, "model.moe.num_experts": 8,
+    "model.moe.hidden": 8, "data.context": T, "data.batch": B, "train.steps": 20, "train.warmup": 1,
+}  # fmt: skip
+
+
+def configure(**options: Any) -> config.Config:
+    """The small config with options by dotted path: configure(**{"model.moe.top_k": 1})."""
+    tree = config.to_dict(config.Config())
+    for path, value in (OPTIONS | options).items():
+        *sections, name = path.split(".")
+        section = functools.reduce(dict.__getitem__, sections, tree)
+        assert name in section, path
+        section[name] = value
+    return config.from_dict(tree)
+
+
+def arrays(seed: int, rows: int = B, positions: int = T) -> dict[str, np.ndarray]:
+    """Random rows of two documents each; nine positions of ten are valid."""
+    rng = np.random.default_rng(seed)
+    draw = lambda high: rng.integers(0, high, (rows, positions)).astype(np.int32)  # noqa: E731
+    segments = np.sort(1 + draw(2), axis=1)
+    valid = rng.random((rows, positions)) < 0.9
+    return {
+        "tokens": draw(256), "targets": draw(256), "segments": segments, "valid": valid, "labels": segments - 1,
+        "row_ids": np.arange(rows, dtype=np.int32),
+    }  # fmt: skip
+
+
+def place(host: dict[str, np.ndarray], on: jax.sharding.Mesh) -> Batch:
+    return Batch(**{name: jax.device_put(value, sharding.batch_sharding(on)) for name, value in host.items()})
+
+
+class Run(NamedTuple):
+    built: state.Built
+    start: state.TrainState
+    """Step 0, never donated."""
+    step: Any
+
+
+@functools.cache
+def build(cfg: config.Config, shape: tuple[int, int] = (B, T)) -> Run:
+    """The state and the compiled train step of a config on the first devices that its mesh takes."""
+    built, start = begin(cfg)
+    with jax.set_mesh(built.mesh):
+        update = step.make_train_step(built, start)
+        compiled = update.lower(start, place(arrays(0, *shape), built.mesh)).compile(compiler_options=COMPILER)
+    return Run(built, start, compiled)
+
+
+@functools.cache
+def begin(cfg: config.Config) -> tuple[state.Built, state.TrainState]:
+    on = mesh.make(cfg.mesh, jax.devices()[: int(np.prod(mesh.shape(cfg.mesh)))])
+    with jax.set_mesh(on):
+        built = state.build(cfg, on)
+        return built, state.create(built)
+
+
+class Trace(NamedTuple):
+    """What a few train steps leave, on the host."""
+
+    sums: list
+    numbers: list
+    """The lines of metrics.jsonl."""
+    gradients: Any
+    """Of the first step, before clipping."""
+    parameters: Any
+
+
+def trace(cfg: config.Config, batches: list[dict[str, np.ndarray]], start: Any = None) -> Trace:
+    """Trains on the batches. The gradient is read off AdamW's first moment, (1 - b1) times the clipped gradient."""
+    run = build(cfg, batches[0]["tokens"].shape)
+    now, gradients, sums = jax.tree.map(lambda x: x.copy(), run.start), None, []
+    if start is not None:
+        put = lambda new, old: jax.device_put(np.asarray(new), old.sharding)  # noqa: E731
+        now = dataclasses.replace(now, parameters=jax.tree.map(put, start, now.parameters))
+    with jax.set_mesh(run.built.mesh):
+        for host in batches:
+            now, out = run.step(now, place(host, run.built.mesh))
+            sums.append(metrics.to_host(out))
+            if gradients is None:
+                scale = max(1.0, sums[0]["gradient_norm"] / cfg.train.clip_norm) / (1 - cfg.train.b1)
+                gradients = jax.tree.map(lambda m: np.asarray(m) * scale, now.optimizer[1][0].mu)
+    numbers = [metrics.of_training(s, cfg.model.moe) for s in sums]
+    return Trace(sums, numbers, gradients, jax.tree.map(np.asarray, now.parameters))
+
+
+def on_host(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def by_path(tree: Any) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def close(actual: Any, wanted: Any, rtol: float = 1e-5) -> None:
+    """Integers exactly, reals up to rtol of the largest entry of their array."""
+    actual, wanted = by_path(actual), by_path(wanted)
+    assert actual.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if value.dtype.kind in "iub":
+            np.testing.assert_array_equal(actual[name], value, err_msg=name)
+        else:
+            scale = max(np.abs(value).max(initial=0), 1e-30)
+            np.testing.assert_allclose(actual[name] / scale, value / scale, rtol=0, atol=rtol, err_msg=name)
+
+
+def equal(actual: Any, wanted: Any) -> None:
+    """Bit for bit."""
+    actual, wanted = by_path(actual), by_path(wanted)
+    assert actual.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert actual[name].dtype == value.dtype and actual[name].tobytes() == value.tobytes(), name
+
+
+# ---- text and processes ------------------------------------------------------------------------------------------
+
+WORDS = ("router", "expert", "token", "gate", "slot", "load", "shard", "mesh", "of", "the", "a", "is")
+
+
+def prepared(folder: pathlib.Path) -> pathlib.Path:
+    """A prepared folder of forty short documents of two kinds, about a quarter of them held out."""
+    rng = np.random.default_rng(5)
+    documents = []
+    for i in range(40):
+        words = rng.choice(WORDS, size=rng.integers(8, 30))
+        documents.append(source.Document(f"{i:02}", ("odd", "even")[i % 2], f"{i} {' '.join(words)}.\n".encode()))
+    return prepare.prepare(documents, folder, 0.25)
+
+
+def flags(folder: pathlib.Path, **options: Any) -> list[str]:
+    """The small config as command-line options of scripts/train.py on configs/tiny.py."""
+    chosen = OPTIONS | {"model.unroll": 1, "data.source": "prepared", "data.files": str(folder)} | options
+    return ["--config=configs/tiny.py", *(f"--config.{name}={value}" for name, value in chosen.items())]
+
+
+def start(script: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
+    """A script of scripts/, as a user starts it."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "COLUMNS")} | {"JAX_PLATFORMS": "cpu"}
+    if devices > 1:
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen, seconds: float = 120) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr); a process that hangs is killed."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {seconds} s:\n{out}\n{err}") from None
+    return process.returncode, out, err

@@ -1,0 +1,150 @@
+"""The train step: the same on every mesh and in any number of microbatches, and the loss in the log is the one differentiated."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train import small
+
+from moejax import config
+from moejax.moe import noise
+from moejax.train import losses, step
+
+HARD = {
+    "model.moe.router": "gshard", "model.moe.jitter": 0.1, "model.moe.transport": "scatter", "model.moe.capacity_factor": 1.0,
+    "model.moe.load_balance": 1.0, "model.moe.router_z": 0.1, "train.clip_norm": 0.5, "train.epsilon": 1e-2,
+}  # fmt: skip
+"""Noise, drops, clipping, and coefficients so large that an error in the aux losses shows. A large epsilon keeps AdamW from
+turning the rounding of a zero gradient into a full update."""
+
+CASES = [
+    ({"data": 2}, 1, 1),
+    ({"fsdp": 2, "expert": 2}, 1, 1),
+    ({"expert": 4}, 1, 1),
+    ({"fsdp": 8}, 1, 1),
+    ({"data": 2, "fsdp": 2, "expert": 2}, 1, 1),
+    ({}, 2, 1),
+    ({}, 4, 1),
+    ({"expert": 2}, 4, 1),
+    ({}, 4, 2),
+    ({"data": 2, "fsdp": 2}, 1, 2),
+    ({"fsdp": 2}, 2, 2),
+]
+BATCHES = [small.arrays(seed) for seed in range(3)]
+
+
+def hard(sizes=None, microbatches=1, group_rows=1, **options):
+    cfg = small.configure(**HARD | {"train.microbatches": microbatches, "model.moe.group_rows": group_rows} | options)
+    return dataclasses.replace(cfg, mesh=config.Mesh(**(sizes or {})))
+
+
+def name(case):
+    sizes, microbatches, group_rows = case
+    mesh = " ".join(f"{axis}={size}" for axis, size in sizes.items()) or "one device"
+    return f"{mesh}, {microbatches} microbatches, groups of {group_rows}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_b01_b16_mesh_and_microbatches_change_nothing(case):
+    """B1, B16, B37: counts exactly, losses, gradients, norms before clipping and parameters after three steps to 1e-5, with
+    noise, drops and clipping. The seeds have no margin so small that rounding decides."""
+    wanted, actual = small.trace(hard(group_rows=case[2]), BATCHES), small.trace(hard(*case), BATCHES)
+    assert all(n["moe/drop_rate"] > 0 and n["train/gradient_norm"] > HARD["train.clip_norm"] for n in wanted.numbers)
+    small.close(actual.sums, wanted.sums)
+    small.close(actual.numbers, wanted.numbers)
+    small.close(actual.gradients, wanted.gradients, 2e-5)
+    small.close(actual.parameters, wanted.parameters, 2e-5)
+
+
+def test_b17_replicas_are_bit_equal():
+    """B17: after ten steps every device that holds the same piece of an array holds the same bits."""
+    run = small.build(hard({"data": 2, "fsdp": 2, "expert": 2}))
+    now = jax.tree.map(lambda x: x.copy(), run.start)
+    with jax.set_mesh(run.built.mesh):
+        for i in range(10):
+            now, _ = run.step(now, small.place(BATCHES[i % 3], run.built.mesh))
+    shared = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(now):
+        pieces = {}
+        for shard in leaf.addressable_shards:
+            pieces.setdefault(str(shard.index), []).append(np.asarray(shard.data).tobytes())
+        shared += max(map(len, pieces.values())) > 1
+        assert all(len(set(copies)) == 1 for copies in pieces.values()), path
+    assert shared > 10
+
+
+def test_b02_padding_changes_nothing():
+    """B2: eight more rows and eight more positions, full of invalid tokens, leave counts, losses and gradients as they are."""
+    more = small.arrays(9, 2 * small.B, small.T + 8)
+    wide = {key: value.copy() for key, value in more.items()}
+    wide["valid"][:], wide["segments"][:, small.T :] = False, 0
+    for key, value in BATCHES[0].items():
+        if key != "row_ids":
+            wide[key][: small.B, : small.T] = value
+    wanted, actual = small.trace(hard(), BATCHES[:1]), small.trace(hard(), [wide])
+    small.close(actual.sums, wanted.sums, 2e-6)
+    small.close(actual.gradients, wanted.gradients, 5e-6)
+    small.close(actual.parameters, wanted.parameters, 5e-6)
+
+
+def test_b02_nothing_valid():
+    """A batch without a valid token has loss and gradient zero, not NaN."""
+    blank = BATCHES[0] | {"valid": np.zeros((small.B, small.T), bool)}
+    trace = small.trace(hard(), [blank])
+    assert trace.numbers[0]["train/loss"] == 0 and trace.numbers[0]["train/gradient_norm"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trace.parameters))
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_b12_the_logged_loss_is_the_differentiated_one(microbatches):
+    """B12: the slope of the logged train/loss along the gradient of the router, and of the rest, is that gradient's norm. Steps
+    are so small that no choice flips, and two of them cancel the curvature."""
+    cfg = hard(microbatches=microbatches)
+    base = small.trace(cfg, BATCHES[:1])
+    start = small.on_host(small.build(cfg).start.parameters)
+    is_router = lambda path: "router" in jax.tree_util.keystr(path)  # noqa: E731
+    for part in (is_router, lambda path: not is_router(path)):
+        slope = jax.tree_util.tree_map_with_path(lambda p, g: g if part(p) else np.zeros_like(g), base.gradients)
+        norm = np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in jax.tree.leaves(slope)))
+
+        def along(size):
+            moved = jax.tree.map(lambda p, g: p + np.float32(size / norm) * g, start, slope)
+            trace = small.trace(cfg, BATCHES[:1], moved)
+            for key, value in base.sums[0]["layers"]["sparse"].items():
+                if value.dtype.kind == "i":
+                    np.testing.assert_array_equal(trace.sums[0]["layers"]["sparse"][key], value, err_msg="a choice flipped")
+            return trace.numbers[0]["train/loss"]
+
+        h = 1e-3
+        central = lambda h: (along(h) - along(-h)) / (2 * h)  # noqa: E731
+        slope_of_log = (4 * central(h) - central(2 * h)) / 3
+        assert slope_of_log == pytest.approx(norm, rel=5e-3)
+
+
+def test_b08_coefficients_are_linear():
+    """B8: doubling a coefficient doubles what it adds to the router's gradient; zero adds nothing, and both only add."""
+    cfg = small.configure(**{"model.pattern": ("attention+sparse",)})
+    built, start = small.begin(cfg)
+    moe = cfg.model.moe
+    variants = [(lb, z) for lb, z in ((0, 0), (0.5, 0), (1, 0), (0, 0.5), (0, 1), (0.5, 0.5))]
+
+    def all_of_them(parameters, batch, key):
+        def loss(parameters, lb, z):
+            sums = step.sums_of(built, parameters, batch, key, step.training_mode(cfg))
+            return losses.objective(sums, dataclasses.replace(moe, load_balance=lb, router_z=z))[0]
+
+        task = jax.grad(lambda p: losses.objective(step.sums_of(built, p, batch, key, step.training_mode(cfg)), moe)[1]["cross_entropy"])
+        return task(parameters), [jax.grad(loss)(parameters, float(lb), float(z)) for lb, z in variants]
+
+    with jax.set_mesh(built.mesh):
+        arguments = start.parameters, small.place(BATCHES[0], built.mesh), noise.step_key(0, jnp.int32(0))
+        task, found = jax.jit(all_of_them).lower(*arguments).compile(compiler_options=small.COMPILER)(*arguments)
+    router = lambda tree: tree["blocks"]["layers"][0]["channel"]["router"]  # noqa: E731
+    none, lb, lb2, z, z2, both = (np.asarray(router(g), np.float64) for g in found)
+    assert np.abs(lb - none).max() > 1e-3 and np.abs(z - none).max() > 1e-3
+    small.close(none, np.asarray(router(task), np.float64), 1e-6)
+    small.close(lb2 - none, 2 * (lb - none), 1e-5)
+    small.close(z2 - none, 2 * (z - none), 1e-5)
+    small.close(both - none, lb - none + z - none, 1e-5)
