@@ -36,8 +36,10 @@ class Problem(NamedTuple):
 def problem(seed=0, rows=4, positions=8, width=8, experts=8, hidden=4) -> Problem:
     """Four tokens of five are valid."""
     rng = np.random.default_rng(seed)
+
     def f32(a):
         return np.asarray(a, np.float32)
+
     return Problem(
         x=f32(rng.integers(-12, 13, (rows, positions, width)) / 8),
         valid=rng.random((rows, positions)) < 0.8,
@@ -59,9 +61,7 @@ def all_to(p: Problem, expert: int) -> Problem:
 
 def spec_of(moe, factor) -> oracle.Spec:
     """The oracle's view of a config."""
-    return oracle.Spec(
-        moe.num_experts, moe.top_k, moe.router, moe.renormalize, moe.gate_scale, factor, moe.group_rows, moe.group_window
-    )
+    return oracle.Spec(moe.num_experts, moe.top_k, moe.router, moe.renormalize, moe.gate_scale, factor, moe.group_rows, moe.group_window)
 
 
 def put(p: Problem, mesh):
@@ -70,9 +70,7 @@ def put(p: Problem, mesh):
     def place(a, *names):
         return jax.device_put(a, jax.NamedSharding(mesh, sharding.spec(*names)))
 
-    tokens = layer.Tokens(
-        place(p.valid, "batch", None), place(p.valid.astype(np.int32), "batch", None), place(p.row_ids, "batch")
-    )
+    tokens = layer.Tokens(place(p.valid, "batch", None), place(p.valid.astype(np.int32), "batch", None), place(p.row_ids, "batch"))
     weights = Weights(
         place(p.gate_up, "expert", "expert_storage", None, "expert_hidden"),
         place(p.down, "expert", "expert_hidden_storage", None),
@@ -119,10 +117,10 @@ def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS):
 
 def expected(p: Problem, moe, mode, coefficients=COEFFICIENTS):
     """The same of the oracle, which is handed the noise."""
+
     def draw(use, *shape):
-        return np.asarray(
-            noise.uniform(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.asarray(p.row_ids), use, *shape)
-        )
+        return np.asarray(noise.uniform(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.asarray(p.row_ids), use, *shape))
+
     uniform = draw("router", p.x.shape[1]) if mode.training and moe.router == "gshard" else None
     wiggle = 1 - moe.jitter + 2 * moe.jitter * draw("jitter", *p.x.shape[1:]) if mode.training and moe.jitter else None
     return oracle.layer(

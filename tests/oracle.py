@@ -67,10 +67,7 @@ def groups(shape, spec):
     rows, positions = shape
     if spec.window is not None:
         return [[(b, t) for t in range(w, w + spec.window)] for b in range(rows) for w in range(0, positions, spec.window)]
-    return [
-        [(b, t) for t in range(positions) for b in range(first, first + spec.group_rows)]
-        for first in range(0, rows, spec.group_rows)
-    ]
+    return [[(b, t) for t in range(positions) for b in range(first, first + spec.group_rows)] for first in range(0, rows, spec.group_rows)]
 
 
 def capacity(spec, tokens):

@@ -46,12 +46,11 @@ def _case(cfg: config.Config, mesh: jax.sharding.Mesh, skew: str, rounds: int) -
     model = dataclasses.replace(cfg.model, hidden=cfg.model.moe.top_k * cfg.model.moe.hidden)
     sparse, dense = Sparse(model, rngs=nnx.Rngs(0)), Dense(model, rngs=nnx.Rngs(1))
     # A constant feature lets the router's own weight carry the skew: the layer is run as it is.
-    sparse.router[...] = sparse.router[...].at[0].set(SKEWS[skew](model.moe.num_experts))
+    constant = (jnp.arange(model.width) == 0)[:, None]
+    carried = jnp.asarray(SKEWS[skew](model.moe.num_experts), jnp.float32)[None, :]
+    sparse.router[...] = jnp.where(constant, carried, sparse.router[...])
     x = jax.random.normal(jax.random.key(2), (cfg.data.batch, cfg.data.context, model.width))
     x = _placed(x.at[..., 0].set(1.0).astype(model.compute_dtype))
-    for module in (sparse, dense):
-        for _, variable in nnx.to_flat_state(nnx.state(module)):
-            variable.set_value(jax.device_put(variable.get_value(), sharding.of_parameter(variable, mesh)))
     context, mode = _context(cfg), Mode(training=True, capacity_factor=model.moe.capacity_factor)
 
     def layer(module: nnx.Module, x: jax.Array) -> jax.Array:

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moejax import sharding
+
 
 def normal(
     rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str | None, ...], fan_in: int, gain: float = 1.0, decay: bool = True
 ) -> nnx.Param:
-    """fp32 normal with standard deviation gain / sqrt(fan_in)."""
-    value = jax.random.normal(rngs.params(), shape, jnp.float32) * (gain / math.sqrt(fan_in))
+    """fp32 normal with standard deviation gain / sqrt(fan_in), made in the shards it is stored in."""
+    where = sharding.spec(*dims)
+    value = jax.random.normal(rngs.params(), shape, jnp.float32, out_sharding=where) * (gain / math.sqrt(fan_in))
     return nnx.Param(value, dims=dims, decay=decay)
 
 

@@ -51,7 +51,7 @@ class Decoder(nnx.Module):
         v, d = model.vocab_size, model.width
         self.embedding = init.normal(rngs, (v, d), (None, "storage"), fan_in=1, decay=False)
         keys = jax.random.split(rngs.params(), model.repeats)
-        self.blocks = jax.vmap(lambda key: Block(model, rngs=nnx.Rngs(key)))(keys)
+        self.blocks = jax.lax.map(lambda key: Block(model, rngs=nnx.Rngs(key)), keys)
         self.final_norm = RMSNorm(d, model.norm_epsilon)
         self.unembedding = init.normal(rngs, (d, v), ("storage", None), fan_in=d)
 

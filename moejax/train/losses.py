@@ -50,9 +50,8 @@ def objective(sums: Sums, moe: config.MoE) -> tuple[Float[Array, ""], dict[str, 
     """
     parts = {"cross_entropy": share(sums["nats"], sums["targets"])}
     loss = parts["cross_entropy"]
-    for stats in sums["layers"].values():
-        for name, balancer in BALANCERS.items():
-            parts[name] = jnp.mean(jax.vmap(balancer.loss)(stats))
-            if balancer.coefficient(moe):
-                loss = loss + balancer.coefficient(moe) * parts[name]
+    for name, balancer in BALANCERS.items() if sums["layers"] else ():
+        parts[name] = jnp.mean(jnp.concatenate([jax.vmap(balancer.loss)(stats) for stats in sums["layers"].values()]))
+        if balancer.coefficient(moe):
+            loss = loss + balancer.coefficient(moe) * parts[name]
     return loss, {"loss": loss, **parts}

@@ -41,7 +41,10 @@ def split_microbatches(batch: Batch, parts: int, group_rows: int) -> Batch:
     """[B, ...] -> [parts, B / parts, ...], whole groups, taken in turn so that every part keeps all batch shards."""
 
     def cut(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, parts, group_rows, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+        rest = x.shape[1:]
+        taken = x.reshape(-1, parts, group_rows, *rest).swapaxes(0, 1).reshape(parts, -1, *rest)
+        # A reshape forgets mesh axes of one device; nothing moves here.
+        return jax.reshard(taken, sharding.spec(None, "batch", *(None for _ in rest)))
 
     return jax.tree.map(cut, batch)
 

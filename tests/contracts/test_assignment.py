@@ -62,9 +62,7 @@ def test_b19_capacity_near_the_int32_limit():
     assignment.check(config.MoE(capacity_factor=1.25), context=4096)
 
 
-@pytest.mark.parametrize(
-    "options", [{"group_rows": 0}, {"group_window": 3}, {"group_window": 0}, {"group_rows": 2, "group_window": 4}]
-)
+@pytest.mark.parametrize("options", [{"group_rows": 0}, {"group_window": 3}, {"group_window": 0}, {"group_rows": 2, "group_window": 4}])
 def test_b31_groups_that_cannot_be(options):
     with pytest.raises(ConfigError, match=r"model\.moe\.group_"):
         assignment.check(config.MoE(**options), context=8)

@@ -61,7 +61,9 @@ def test_label_table():
     wanted = np.zeros((3, 4), int)
     for g, a in np.argwhere(slot == 0):
         wanted[labels[g, token[g, a]], expert[g, a]] += 1
+
     def i32(x):
         return jnp.asarray(x, jnp.int32)
+
     a = Assignment(i32(token), i32(expert), jnp.ones((2, 10), jnp.float32), i32(slot))
     np.testing.assert_array_equal(stats.label_table(a, i32(labels), 3, 4), wanted)

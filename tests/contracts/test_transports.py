@@ -131,6 +131,7 @@ def apart(mesh, transport, poisoned, with_experts):
     def placed(a, x, w, dy):
         def put(t, name):
             return jax.device_put(t, jax.NamedSharding(mesh, sharding.spec(name)))
+
         a, x, w, dy = put(a, "batch"), put(x, "batch"), put(w, "expert"), put(dy, "batch")
         with jax.set_mesh(mesh):
             (_, out), gradients = harness.jit(jax.value_and_grad(value, argnums=(1, 2, 3), has_aux=True))(a, x, w, a.gate, dy)

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -20,9 +21,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 B, T, V = 8, 16, 264
 COMPILER = {"xla_backend_optimization_level": 0}
 """Without LLVM's optimisations: compile time is the cost of these tests. The program stays the same."""
+quick_jit = functools.partial(jax.jit, compiler_options=COMPILER)
+
+
+def quick():
+    """Inside, what the library compiles is compiled quickly."""
+    return mock.patch.object(jax, "jit", quick_jit)
 
 OPTIONS = {
-    "model.width": 16, "model.pattern": ("attention+dense", "attention+sparse"), "model.repeats": 1, "model.heads": 2,
+    "model.width": 16, "model.pattern": ("attention+sparse",), "model.repeats": 1, "model.heads": 2,
     "model.kv_heads": 1, "model.head_dim": 8, "model.hidden": 24, "model.loss_chunk": 88, "model.moe.num_experts": 8,
     "model.moe.hidden": 8, "data.context": T, "data.batch": B, "train.steps": 20, "train.warmup": 1,
 }  # fmt: skip
@@ -66,18 +73,35 @@ class Run(NamedTuple):
 def build(cfg: config.Config, shape: tuple[int, int] = (B, T)) -> Run:
     """The state and the compiled train step of a config on the first devices that its mesh takes."""
     built, start = begin(cfg)
-    with jax.set_mesh(built.mesh):
+    with jax.set_mesh(built.mesh), quick():
         update = step.make_train_step(built, start)
-        compiled = update.lower(start, place(arrays(0, *shape), built.mesh)).compile(compiler_options=COMPILER)
-    return Run(built, start, compiled)
+        return Run(built, start, update.lower(start, place(arrays(0, *shape), built.mesh)).compile())
+
+
+def begin(cfg: config.Config) -> tuple[state.Built, state.TrainState]:
+    """What a run has before its first step. Parameters are made once for all meshes; test_state shows that they are the same."""
+    on = mesh.make(cfg.mesh, jax.devices()[: int(np.prod(mesh.shape(cfg.mesh)))])
+    moe = config.MoE(num_experts=cfg.model.moe.num_experts, hidden=cfg.model.moe.hidden, shared_hidden=cfg.model.moe.shared_hidden)
+    plain = dataclasses.replace(cfg.model, compute_dtype="float32", remat="none", loss_chunk=cfg.model.vocab_size, moe=moe)
+    with jax.set_mesh(on), quick():
+        built = state.build(cfg, on)
+        values = jax.tree.map(jax.device_put, _parameters(plain, cfg.train.seed), built.shardings)
+        moments = jax.jit(built.transform.init)(values)
+        zero = jax.device_put(np.zeros((), np.int32), sharding.replicated(on))
+        return built, state.TrainState(zero, values, moments)
 
 
 @functools.cache
-def begin(cfg: config.Config) -> tuple[state.Built, state.TrainState]:
+def _parameters(model: config.Model, seed: int) -> Any:
+    cfg = configure(**{"train.seed": seed})
+    return on_host(create(dataclasses.replace(cfg, model=model)).parameters)
+
+
+def create(cfg: config.Config) -> state.TrainState:
+    """state.create, compiled quickly."""
     on = mesh.make(cfg.mesh, jax.devices()[: int(np.prod(mesh.shape(cfg.mesh)))])
-    with jax.set_mesh(on):
-        built = state.build(cfg, on)
-        return built, state.create(built)
+    with quick():
+        return state.create(state.build(cfg, on))
 
 
 class Trace(NamedTuple):

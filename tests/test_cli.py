@@ -1,0 +1,76 @@
+"""The commands as a user meets them: what is wrong is one line on stderr that starts with `error:`, and exit code 2 (B31)."""
+
+import concurrent.futures
+
+import pytest
+from train import small
+
+CONFIG = "--config=configs/tiny.py"
+QUICK = [CONFIG, "--config.model.unroll=1", "--config.train.steps=2", "--config.train.warmup=0"]
+
+
+def data(source, files):
+    return [f"--config.data.source={source}", f"--config.data.files={files}"]
+
+
+CASES = {
+    "unknown key": ("train", [CONFIG, "--workdir={tmp}/w", "--config.model.moe.num_expert=3"], "num_experts"),
+    "ill-typed key": ("train", [CONFIG, "--workdir={tmp}/w", "--config.train.steps=many"], "many"),
+    "a section": ("train", [CONFIG, "--workdir={tmp}/w", "--config.model.moe=3"], "moe"),
+    "unknown flag": ("train", [CONFIG, "--workdir={tmp}/w", "--workdri=x"], "workdri"),
+    "stray argument": ("train", [CONFIG, "--workdir={tmp}/w", "steps=3"], "'steps=3'"),
+    "more choices than experts": ("train", [CONFIG, "--workdir={tmp}/w", "--config.model.moe.num_experts=3", "--config.model.moe.top_k=4"], "top_k=4"),
+    "no config": ("train", ["--workdir={tmp}/w"], "--config is missing"),
+    "missing config": ("train", ["--config={tmp}/none.py", "--workdir={tmp}/w"], "none.py"),
+    "broken config": ("train", ["--config={tmp}/broken.py", "--workdir={tmp}/w"], "broken.py"),
+    "no workdir": ("train", [CONFIG], "--workdir is missing"),
+    "missing data": ("train", [*QUICK, "--workdir={tmp}/w", *data("files", "{tmp}/none*.txt")], "none*.txt"),
+    "empty data": ("train", [*QUICK, "--workdir={tmp}/w", *data("files", "{tmp}/empty.txt"), "--config.data.cache={tmp}/c"], "empty.txt"),
+    "no prepared data": ("train", [*QUICK, "--workdir={tmp}/w", *data("prepared", "{tmp}")], "prepare.py"),
+    "unknown source": ("train", [*QUICK, "--workdir={tmp}/w", *data("web", "")], "python, files or prepared"),
+    "workdir below a file": ("train", [*QUICK, "--workdir={tmp}/empty.txt/w", *data("prepared", "{folder}")], "choose another --workdir"),
+    "mesh does not divide": ("train", [*QUICK, "--workdir={tmp}/w", "--config.mesh.expert=3"], "mesh.expert=3"),
+    "mesh without devices": ("train", [*QUICK, "--workdir={tmp}/w", *data("prepared", "{folder}"), "--config.mesh.fsdp=4"], "4 devices, but there are 1"),
+    "no bench": ("bench", [], "name one bench"),
+    "unknown bench": ("bench", ["speed"], "name one bench"),
+    "bench of a wrong config": ("bench", ["layer", CONFIG, "--config.model.moe.top_k=99"], "top_k=99"),
+    "prepare without text": ("prepare", ["--out={tmp}/o"], "--files"),
+    "prepare of nothing": ("prepare", ["--files={tmp}/none*", "--out={tmp}/o"], "matches no file"),
+    "prepare of an empty file": ("prepare", ["--files={tmp}/empty.txt", "--out={tmp}/o"], "holds no text"),
+    "prepare over a folder": ("prepare", ["--files={tmp}/broken.py", "--out={folder}"], "exists"),
+    "prepare below a file": ("prepare", ["--files={tmp}/t*.txt", "--out={tmp}/empty.txt/o", "--heldout=0.5"], "cannot be written"),
+    **{f"help of {script}": (script, ["--help"], None) for script in ("train", "bench", "prepare", "report")},
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """(exit code, stdout, stderr) of every case, two processes at a time."""
+    tmp = tmp_path_factory.mktemp("cli")
+    (tmp / "empty.txt").write_text("")
+    (tmp / "broken.py").write_text("def get_config(:\n")
+    for i in range(8):
+        (tmp / f"t{i}.txt").write_text(f"text number {i} of several that differ\n" * (i + 1))
+    folder = small.prepared(tmp / "folder")
+
+    def answer(case):
+        script, arguments, _ = case
+        return small.finish(small.start(script, *(a.format(tmp=tmp, folder=folder) for a in arguments)))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        yield dict(zip(CASES, pool.map(answer, CASES.values()), strict=True))
+    assert not (tmp / "w" / "config.json").exists(), "a refused run left a claimed workdir"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cli(answers, name):
+    """One line, no traceback, exit code 2; --help says an example and exits 0."""
+    code, out, err = answers[name]
+    words = CASES[name][2]
+    if words is None:
+        assert code == 0 and "Example: python scripts/" in out, (code, out, err)
+        return
+    lines = err.strip().splitlines()
+    assert code == 2, (code, out, err)
+    assert len(lines) == 1 and lines[0].startswith("error:"), err
+    assert words in lines[0] and "Traceback" not in out + err

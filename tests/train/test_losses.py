@@ -1,0 +1,153 @@
+"""The vocabulary loss in chunks against NumPy float64, the objective and the metrics against numbers worked out by hand."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train import small
+
+from moejax import config
+from moejax.train import losses, metrics
+
+V, D = 48, 12
+
+
+def problem():
+    rng = np.random.default_rng(0)
+    hidden, unembedding = rng.normal(size=(3, 5, D)), rng.normal(size=(D, V)) * 3
+    return hidden.astype(np.float32), unembedding.astype(np.float32), rng.integers(0, V, (3, 5)).astype(np.int32)
+
+
+def reference(hidden, unembedding, targets, weight):
+    """Nats in float64, and the gradients of sum(nats * weight)."""
+    h, u = hidden.astype(np.float64), unembedding.astype(np.float64)
+    logits = h @ u
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    hit = np.eye(V)[targets]
+    slope = (p - hit) * weight[..., None]
+    return -np.log((p * hit).sum(-1)), slope @ u.T, np.einsum("btd,btv->dv", h, slope)
+
+
+@pytest.mark.parametrize("chunk", [V, V // 2, V // 8, 1])
+def test_vocabulary_nats(chunk):
+    """Values and both gradients equal float64 NumPy's, whatever the chunk."""
+    hidden, unembedding, targets = problem()
+    weight = np.random.default_rng(1).normal(size=targets.shape).astype(np.float32)
+
+    def loss(hidden, unembedding):
+        nats = losses.vocabulary_nats(hidden, unembedding, targets, chunk)
+        return jnp.sum(nats * weight), nats
+
+    (_, nats), found = small.quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, unembedding)
+    small.close([nats, *found], list(reference(hidden, unembedding, targets, weight)))
+
+
+def test_vocabulary_nats_of_large_logits():
+    """Logits of a few thousand neither overflow nor lose the target's own."""
+    hidden, unembedding, targets = problem()
+    nats = losses.vocabulary_nats(hidden * 500, unembedding, targets, V // 8)
+    wanted = (hidden * 500).astype(np.float64) @ unembedding
+    top = wanted.max(-1)
+    wanted = top + np.log(np.exp(wanted - top[..., None]).sum(-1)) - np.take_along_axis(wanted, targets[..., None], -1)[..., 0]
+    small.close(nats, wanted)
+
+
+def sizes(jaxpr):
+    """Sizes of all arrays made anywhere in a jaxpr."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.size for v in equation.outvars)
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from sizes(inner)
+
+
+def test_no_full_logits():
+    """With chunks no array of the forward or backward pass has the size of all logits; without them one has."""
+    hidden, unembedding, targets = (np.concatenate([a] * 8) if a.shape[0] == 3 else a for a in problem())
+
+    def largest(chunk):
+        loss = lambda h, u: jnp.sum(losses.vocabulary_nats(h, u, targets, chunk))  # noqa: E731
+        return max(sizes(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, unembedding).jaxpr))
+
+    full = targets.size * V
+    assert largest(V) >= full
+    assert largest(V // 8) < full
+
+
+def layer_sums(**changes):
+    """Two layers of four experts; the first balanced, the second with all requests on expert 0."""
+    sums = {
+        "tokens": [8, 8], "requested": [16, 16], "routed": [16, 12], "rerouted": [0, 0], "dropped": [0, 4],
+        "requests": [[4, 4, 4, 4], [16, 0, 0, 0]], "load": [[4, 4, 4, 4], [12, 0, 0, 0]],
+    }  # fmt: skip
+    reals = {
+        "probability": [[2, 2, 2, 2], [8, 0, 0, 0]], "squared_logsumexp": [16, 32], "entropy": [8 * math.log(4), 0], "margin": [4, 8],
+    }  # fmt: skip
+    stats = {k: np.asarray(v, np.int32) for k, v in sums.items()} | {k: np.asarray(v, np.float32) for k, v in reals.items()}
+    return stats | changes
+
+
+def whole_sums():
+    return {"nats": np.float32(80), "targets": np.int32(40), "layers": {"sparse": layer_sums()}, "gradient_norm": np.float32(0.5)}
+
+
+def test_objective_by_hand():
+    """Mean nats, plus coefficients times the balancers averaged over layers: 1 and 4 balance to 2.5, z is 2 and 4."""
+    loss, parts = losses.objective(whole_sums(), config.MoE(load_balance=0.1, router_z=0.01))
+    wanted = {"cross_entropy": 2.0, "load_balance": 2.5, "router_z": 3.0, "loss": 2 + 0.25 + 0.03}
+    assert {name: float(value) for name, value in parts.items()} == pytest.approx(wanted, rel=1e-6)
+    assert float(loss) == float(parts["loss"])
+
+
+def test_objective_reports_what_it_does_not_add():
+    """A balancer with coefficient 0 is in the parts and not in the loss, even where it is infinite."""
+    sums = whole_sums()
+    sums["layers"]["sparse"] = layer_sums(squared_logsumexp=np.asarray([np.inf, 1], np.float32))
+    loss, parts = losses.objective(sums, config.MoE(load_balance=0.0, router_z=0.0))
+    assert float(loss) == 2.0 and float(parts["load_balance"]) == 2.5 and float(parts["router_z"]) == math.inf
+
+
+def test_dense_models_have_no_aux_loss():
+    loss, parts = losses.objective(whole_sums() | {"layers": {}}, config.MoE())
+    assert float(loss) == 2.0 and set(parts) == {"loss", "cross_entropy"}
+
+
+def test_token_sums_leave_out_invalid_tokens():
+    """B2: what is not valid counts nowhere, even where it is NaN."""
+    valid = np.array([[True, False, True]])
+    sums = losses.token_sums(np.array([[1.0, np.nan, 2.0]], np.float32), valid)
+    assert float(sums["nats"]) == 3.0 and int(sums["targets"]) == 2 and sums["targets"].dtype == np.int32
+
+
+def test_metrics_of_routing_by_hand():
+    """Means over layers; of loads the worst layer and expert."""
+    assert metrics.of_routing(whole_sums()) == pytest.approx({
+        "moe/requested": 32, "moe/drop_rate": 4 / 32, "moe/reroute_rate": 0.0, "moe/load_max": 4.0, "moe/dead": 3,
+        "moe/entropy": math.log(4) / 2, "moe/margin": 12 / 16,
+    })  # fmt: skip
+
+
+def test_metrics_of_training_by_hand():
+    numbers = metrics.of_training(whole_sums(), config.MoE(load_balance=0.1, router_z=0.01))
+    wanted = {"train/loss": 2.28, "train/bits_per_byte": 2 / math.log(2), "train/targets": 40, "train/gradient_norm": 0.5}
+    assert {name: numbers[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
+
+
+def test_metrics_of_evaluation_by_hand():
+    """By label, and a label without targets is left out."""
+    sums = whole_sums() | {"label_nats": np.array([60.0, 20.0, 0.0]), "label_targets": np.array([30, 10, 0])}
+    numbers = metrics.of_evaluation(sums, ("code", "prose", "none"), "eval")
+    assert numbers["eval/loss"] == 2.0 and numbers["eval/targets"] == 40 and numbers["eval/moe/dead"] == 3
+    assert numbers["eval/bits_per_byte/code"] == numbers["eval/bits_per_byte/prose"] == pytest.approx(2 / math.log(2))
+    assert "eval/bits_per_byte/none" not in numbers
+
+
+def test_metrics_add_is_exact():
+    """Sums of a long evaluation pass 2^24 and 2^31 without losing one."""
+    total = metrics.add(None, {"nats": np.float32(2**24), "targets": np.int32(2**31 - 1)})
+    total = metrics.add(total, {"nats": np.float32(1), "targets": np.int32(1)})
+    assert total["nats"] == 2**24 + 1 and total["targets"] == 2**31
