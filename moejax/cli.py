@@ -16,7 +16,9 @@ KNOWN = (UserError, DivergedError, DamagedError, PreemptedError)
 
 def fail(error: Exception) -> int:
     """Prints the error as one line and returns its exit code."""
-    print(f"{'note' if isinstance(error, PreemptedError) else 'error'}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(
+        f"{'note' if isinstance(error, PreemptedError) else 'error'}: {' '.join(str(error).split())}", file=sys.stderr
+    )
     return getattr(error, "exit_code", 1)
 
 
@@ -52,16 +54,19 @@ def parse(argv: list[str], *, known_only: bool = False) -> list[str]:
         raise UserError(f"{_flat(error)}; see --help") from error
 
 
-def config_flag() -> config_flags.ConfigFlag:
+def config_flag() -> flags.FlagHolder:
     """--config=FILE.py[:VARIANT], with --config.key=value for any option."""
     return config_flags.DEFINE_config_file("config", None, "experiment file, with --config.key=value for any option")
 
 
-def resolved(flag: config_flags.ConfigFlag) -> config.Config:
+def resolved(flag: flags.FlagHolder) -> config.Config:
     """The config of the flag, as frozen dataclasses."""
     if flag.value is None:
         raise ConfigError("--config is missing; for example --config=configs/tiny.py")
-    return config.resolve(flag.value)
+    try:
+        return config.resolve(flag.value)
+    except OSError as error:  # the file was not found, which absl says only now
+        raise ConfigError(f"--config cannot be loaded: {_flat(error)}") from error
 
 
 def _flat(error: Exception) -> str:

@@ -14,6 +14,7 @@ import typing
 from typing import Any, TypeVar
 
 import ml_collections
+from ml_collections import config_dict
 
 from moejax.errors import ConfigError
 
@@ -207,7 +208,7 @@ def _to_config_dict(part: Any) -> ml_collections.ConfigDict:
             tree[field.name] = _to_config_dict(value)
         elif types.NoneType in typing.get_args(_hints(type(part))[field.name]):
             kind = next(a for a in typing.get_args(_hints(type(part))[field.name]) if a is not types.NoneType)
-            tree[field.name] = ml_collections.config_dict.placeholder(kind)
+            tree[field.name] = config_dict.placeholder(kind)
             tree[field.name] = value
         else:
             tree[field.name] = value
@@ -235,7 +236,9 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _resolve(kind: type[T], tree: Any, path: str) -> T:
     if not hasattr(tree, "items"):
-        raise ConfigError(f"{path}={tree!r}: this is a section; set one of its keys, such as {path}.{next(iter(_hints(kind)))}")
+        raise ConfigError(
+            f"{path}={tree!r}: this is a section; set one of its keys, such as {path}.{next(iter(_hints(kind)))}"
+        )
     hints = _hints(kind)
     for key in tree:
         if key not in hints:

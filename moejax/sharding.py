@@ -98,7 +98,9 @@ def all_gather(x: jax.Array, mesh_axis: str, axis: int) -> jax.Array:
 
 def psum_scatter(x: jax.Array, mesh_axis: str) -> jax.Array:
     """Inside shard_map: the sum of x over a mesh axis, each device keeping its piece of the leading dimension."""
-    return x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.psum_scatter(x, mesh_axis, scatter_dimension=0, tiled=True)
+    return (
+        x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.psum_scatter(x, mesh_axis, scatter_dimension=0, tiled=True)
+    )
 
 
 def all_to_all(x: jax.Array, mesh_axis: str, split: int, concat: int) -> jax.Array:

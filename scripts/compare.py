@@ -31,12 +31,16 @@ def main(arguments: list[str]) -> None:
     if WORKDIR.value is None:
         raise UserError("--workdir is missing; for example --workdir=runs/tiny")
     if not all(seed.isdigit() for seed in SEEDS.value):
-        raise UserError(f"--seeds={','.join(SEEDS.value)}: whole numbers with commas between; for example --seeds=0,1,2")
+        raise UserError(
+            f"--seeds={','.join(SEEDS.value)}: whole numbers with commas between; for example --seeds=0,1,2"
+        )
     root = Path(WORKDIR.value).expanduser()
     found = []
     for seed in SEEDS.value:
         folder = root if len(SEEDS.value) == 1 else root / f"seed{seed}"
-        workdirs = twins.train(FILE.value, folder, [*overrides, f"--config.train.seed={seed}", f"--config.data.seed={seed}"])
+        workdirs = twins.train(
+            FILE.value, folder, [*overrides, f"--config.train.seed={seed}", f"--config.data.seed={seed}"]
+        )
         found.append([runs.load(workdir) for workdir in workdirs])
         print(json.dumps(table.numbers(found[-1]), indent=1) if JSON.value else table.text(found[-1]), flush=True)
     if len(found) > 1:

@@ -61,7 +61,16 @@ def all_to(p: Problem, expert: int) -> Problem:
 
 def spec_of(moe, factor) -> oracle.Spec:
     """The oracle's view of a config."""
-    return oracle.Spec(moe.num_experts, moe.top_k, moe.router, moe.renormalize, moe.gate_scale, factor, moe.group_rows, moe.group_window)
+    return oracle.Spec(
+        moe.num_experts,
+        moe.top_k,
+        moe.router,
+        moe.renormalize,
+        moe.gate_scale,
+        factor,
+        moe.group_rows,
+        moe.group_window,
+    )
 
 
 def put(p: Problem, mesh):
@@ -70,12 +79,19 @@ def put(p: Problem, mesh):
     def place(a, *names):
         return jax.device_put(a, jax.NamedSharding(mesh, sharding.spec(*names)))
 
-    tokens = layer.Tokens(place(p.valid, "batch", None), place(p.valid.astype(np.int32), "batch", None), place(p.row_ids, "batch"))
+    tokens = layer.Tokens(
+        place(p.valid, "batch", None), place(p.valid.astype(np.int32), "batch", None), place(p.row_ids, "batch")
+    )
     weights = Weights(
         place(p.gate_up, "expert", "expert_storage", None, "expert_hidden"),
         place(p.down, "expert", "expert_hidden_storage", None),
     )
-    return place(p.x, "batch", None, None), layer.Parameters(place(p.router), weights), tokens, place(p.dy, "batch", None, None)
+    return (
+        place(p.x, "batch", None, None),
+        layer.Parameters(place(p.router), weights),
+        tokens,
+        place(p.dy, "batch", None, None),
+    )
 
 
 def _value(x, parameters, tokens, dy, coefficients, moe, mode):
@@ -119,7 +135,9 @@ def expected(p: Problem, moe, mode, coefficients=COEFFICIENTS):
     """The same of the oracle, which is handed the noise."""
 
     def draw(use, *shape):
-        return np.asarray(noise.uniform(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.asarray(p.row_ids), use, *shape))
+        return np.asarray(
+            noise.uniform(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.asarray(p.row_ids), use, *shape)
+        )
 
     uniform = draw("router", p.x.shape[1]) if mode.training and moe.router == "gshard" else None
     wiggle = 1 - moe.jitter + 2 * moe.jitter * draw("jitter", *p.x.shape[1:]) if mode.training and moe.jitter else None

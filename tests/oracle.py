@@ -66,8 +66,13 @@ def groups(shape, spec):
     """Lists of (row, position), each in the order in which places are given."""
     rows, positions = shape
     if spec.window is not None:
-        return [[(b, t) for t in range(w, w + spec.window)] for b in range(rows) for w in range(0, positions, spec.window)]
-    return [[(b, t) for t in range(positions) for b in range(first, first + spec.group_rows)] for first in range(0, rows, spec.group_rows)]
+        return [
+            [(b, t) for t in range(w, w + spec.window)] for b in range(rows) for w in range(0, positions, spec.window)
+        ]
+    return [
+        [(b, t) for t in range(positions) for b in range(first, first + spec.group_rows)]
+        for first in range(0, rows, spec.group_rows)
+    ]
 
 
 def capacity(spec, tokens):
@@ -82,7 +87,9 @@ def route(logits, valid, spec, uniform=None):
     """Choices of all tokens, and places first come first served by (position, choice)."""
     rows, positions, experts = logits.shape
     shape = (rows, positions, spec.k)
-    r = Routing(np.zeros(shape, int), np.zeros(shape), np.zeros(shape, bool), np.full(shape, -1), np.zeros((*shape, experts)))
+    r = Routing(
+        np.zeros(shape, int), np.zeros(shape), np.zeros(shape, bool), np.full(shape, -1), np.zeros((*shape, experts))
+    )
     for b in range(rows):
         for t in range(positions):
             u = None if uniform is None else uniform[b, t]

@@ -6,6 +6,7 @@ import pytest
 from train import small
 
 CONFIG = "--config=configs/tiny.py"
+WORKDIR = "--workdir={tmp}/w"
 QUICK = [CONFIG, "--config.model.unroll=1", "--config.train.steps=2", "--config.train.warmup=0"]
 
 
@@ -14,31 +15,46 @@ def data(source, files):
 
 
 CASES = {
-    "unknown key": ("train", [CONFIG, "--workdir={tmp}/w", "--config.model.moe.num_expert=3"], "num_experts"),
-    "ill-typed key": ("train", [CONFIG, "--workdir={tmp}/w", "--config.train.steps=many"], "many"),
-    "a section": ("train", [CONFIG, "--workdir={tmp}/w", "--config.model.moe=3"], "moe"),
-    "unknown flag": ("train", [CONFIG, "--workdir={tmp}/w", "--workdri=x"], "workdri"),
-    "stray argument": ("train", [CONFIG, "--workdir={tmp}/w", "steps=3"], "'steps=3'"),
-    "more choices than experts": ("train", [CONFIG, "--workdir={tmp}/w", "--config.model.moe.num_experts=3", "--config.model.moe.top_k=4"], "top_k=4"),
-    "no config": ("train", ["--workdir={tmp}/w"], "--config is missing"),
-    "missing config": ("train", ["--config={tmp}/none.py", "--workdir={tmp}/w"], "none.py"),
-    "broken config": ("train", ["--config={tmp}/broken.py", "--workdir={tmp}/w"], "broken.py"),
-    "no workdir": ("train", [CONFIG], "--workdir is missing"),
-    "missing data": ("train", [*QUICK, "--workdir={tmp}/w", *data("files", "{tmp}/none*.txt")], "none*.txt"),
-    "empty data": ("train", [*QUICK, "--workdir={tmp}/w", *data("files", "{tmp}/empty.txt"), "--config.data.cache={tmp}/c"], "empty.txt"),
-    "no prepared data": ("train", [*QUICK, "--workdir={tmp}/w", *data("prepared", "{tmp}")], "prepare.py"),
-    "unknown source": ("train", [*QUICK, "--workdir={tmp}/w", *data("web", "")], "python, files or prepared"),
-    "workdir below a file": ("train", [*QUICK, "--workdir={tmp}/empty.txt/w", *data("prepared", "{folder}")], "choose another --workdir"),
-    "mesh does not divide": ("train", [*QUICK, "--workdir={tmp}/w", "--config.mesh.expert=3"], "mesh.expert=3"),
-    "mesh without devices": ("train", [*QUICK, "--workdir={tmp}/w", *data("prepared", "{folder}"), "--config.mesh.fsdp=4"], "4 devices, but there are 1"),
+    "unknown key": ("train", [CONFIG, WORKDIR, "--config.model.moe.num_expert=3"], "num_experts"),
+    "ill-typed key": ("train", [CONFIG, WORKDIR, "--config.train.steps=many"], "many"),
+    "unknown flag": ("train", [CONFIG, WORKDIR, "--workdri=x"], "workdri"),
+    "stray argument": ("train", [CONFIG, WORKDIR, "steps=3"], "'steps=3'"),
+    "more choices than experts": (
+        "train",
+        [*QUICK, "--config.model.moe.num_experts=3", "--config.model.moe.top_k=4", WORKDIR],
+        "top_k=4",
+    ),
+    "no config": ("train", [WORKDIR], "--config is missing"),
+    "missing config": ("train", ["--config={tmp}/none.py", WORKDIR], "none.py"),
+    "missing data": ("train", [*QUICK, WORKDIR, *data("files", "{tmp}/none*.txt")], "none*.txt"),
+    "empty data": (
+        "train",
+        [*QUICK, WORKDIR, *data("files", "{tmp}/empty.txt"), "--config.data.cache={tmp}/c"],
+        "empty.txt",
+    ),
+    "no prepared data": ("train", [*QUICK, WORKDIR, *data("prepared", "{tmp}")], "prepare.py"),
+    "workdir below a file": (
+        "train",
+        [*QUICK, "--workdir={tmp}/empty.txt/w", *data("prepared", "{folder}")],
+        "choose another --workdir",
+    ),
+    "mesh does not divide": ("train", [*QUICK, WORKDIR, "--config.mesh.expert=3"], "mesh.expert=3"),
+    "mesh without devices": (
+        "train",
+        [*QUICK, WORKDIR, *data("prepared", "{folder}"), "--config.mesh.fsdp=4"],
+        "there are 1;",
+    ),
     "no bench": ("bench", [], "name one bench"),
-    "unknown bench": ("bench", ["speed"], "name one bench"),
     "bench of a wrong config": ("bench", ["layer", CONFIG, "--config.model.moe.top_k=99"], "top_k=99"),
     "prepare without text": ("prepare", ["--out={tmp}/o"], "--files"),
     "prepare of nothing": ("prepare", ["--files={tmp}/none*", "--out={tmp}/o"], "matches no file"),
     "prepare of an empty file": ("prepare", ["--files={tmp}/empty.txt", "--out={tmp}/o"], "holds no text"),
     "prepare over a folder": ("prepare", ["--files={tmp}/broken.py", "--out={folder}"], "exists"),
-    "prepare below a file": ("prepare", ["--files={tmp}/t*.txt", "--out={tmp}/empty.txt/o", "--heldout=0.5"], "cannot be written"),
+    "prepare below a file": (
+        "prepare",
+        ["--files={tmp}/t*.txt", "--out={tmp}/empty.txt/o", "--heldout=0.5"],
+        "cannot be written",
+    ),
     **{f"help of {script}": (script, ["--help"], None) for script in ("train", "bench", "prepare", "report")},
 }
 

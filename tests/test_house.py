@@ -10,7 +10,11 @@ from moejax import config
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIBRARY = sorted((ROOT / "moejax").rglob("*.py"))
-EVERYTHING = [p for folder in ("moejax", "scripts", "configs", "tests", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py"))]
+EVERYTHING = [
+    p
+    for folder in ("moejax", "scripts", "configs", "tests", "benchmarks")
+    for p in sorted((ROOT / folder).rglob("*.py"))
+]
 
 LEVELS = [
     {"errors", "compat"},
@@ -29,7 +33,18 @@ LEVELS = [
 
 AXES = {"data", "fsdp", "expert", "tensor", "context"}
 TAKES_AXES = {
-    *("psum", "pmean", "pmax", "pmin", "psum_scatter", "all_gather", "all_to_all", "ragged_all_to_all", "ppermute", "pshuffle"),
+    *(
+        "psum",
+        "pmean",
+        "pmax",
+        "pmin",
+        "psum_scatter",
+        "all_gather",
+        "all_to_all",
+        "ragged_all_to_all",
+        "ppermute",
+        "pshuffle",
+    ),
     *("axis_index", "axis_size", "pcast", "PartitionSpec", "P", "NamedSharding"),
 }
 SECTIONS = {config.MoE: "moe", config.Model: "model", config.Data: "data", config.Mesh: "mesh", config.Train: "train"}
@@ -65,7 +80,12 @@ def uphill(name, module):
     """Imports of moejax that a file in `name` may not make."""
     for imported in imports(module):
         parts = imported.split(".")
-        if parts[0] == "moejax" and len(parts) > 1 and parts[1] not in (name, "__version__") and level(parts[1]) >= level(name):
+        if (
+            parts[0] == "moejax"
+            and len(parts) > 1
+            and parts[1] not in (name, "__version__")
+            and level(parts[1]) >= level(name)
+        ):
             yield imported
 
 
@@ -109,7 +129,12 @@ def fields_read(module):
 def unread(kinds, modules):
     """Fields of config dataclasses that no module reads."""
     read = {pair for module in modules for pair in fields_read(module)}
-    return [f"{section}.{f.name}" for kind, section in kinds.items() for f in dataclasses.fields(kind) if (section, f.name) not in read]
+    return [
+        f"{section}.{f.name}"
+        for kind, section in kinds.items()
+        for f in dataclasses.fields(kind)
+        if (section, f.name) not in read
+    ]
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
@@ -132,14 +157,24 @@ def test_the_import_rule_can_fail():
 
 def test_mesh_axes_are_named_in_two_files():
     allowed = {ROOT / "moejax/mesh.py", ROOT / "moejax/sharding.py"}
-    found = {str(p.relative_to(ROOT)): lines for p in LIBRARY if p not in allowed and (lines := list(named_axes(tree(p))))}
+    found = {
+        str(p.relative_to(ROOT)): lines for p in LIBRARY if p not in allowed and (lines := list(named_axes(tree(p))))
+    }
     assert not found
 
 
 def test_the_axis_rule_can_fail():
-    for line in ('lax.psum(x, "fsdp")', 'f(P(None, "expert"))', 'mesh.shape["data"]', "from jax.sharding import PartitionSpec", "jax.P()"):
+    for line in (
+        'lax.psum(x, "fsdp")',
+        'f(P(None, "expert"))',
+        'mesh.shape["data"]',
+        "from jax.sharding import PartitionSpec",
+        "jax.P()",
+    ):
         assert list(named_axes(ast.parse(line))), line
-    assert not list(named_axes(ast.parse('sharding.spec("expert", None); axes.set(xlabel="expert"); data["context"]; x.shape[0]')))
+    assert not list(
+        named_axes(ast.parse('sharding.spec("expert", None); axes.set(xlabel="expert"); data["context"]; x.shape[0]'))
+    )
 
 
 def test_every_option_is_read():
@@ -173,7 +208,11 @@ def test_what_is_public_says_what_it_is():
         if module.body and path.name != "__init__.py" and not ast.get_docstring(module):
             missing.append(str(path.relative_to(ROOT)))
         for node in module.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not ast.get_docstring(node):
+            if (
+                isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                and not node.name.startswith("_")
+                and not ast.get_docstring(node)
+            ):
                 record = all(isinstance(part, (ast.AnnAssign, ast.Expr)) for part in node.body)
                 if node.end_lineno - node.lineno > 4 and not record:
                     missing.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")

@@ -34,9 +34,15 @@ def run(cfg: config.Config, rounds: int) -> dict[str, Any]:
         rows = [_case(cfg, mesh, name, rounds) for name in SKEWS]
     model = cfg.model
     shape = {
-        "tokens": cfg.data.batch * cfg.data.context, "width": model.width, "experts": model.moe.num_experts,
-        "top_k": model.moe.top_k, "expert_hidden": model.moe.hidden, "dense_hidden": model.moe.top_k * model.moe.hidden,
-        "dtype": model.compute_dtype, "transport": model.moe.transport, "kernel": model.moe.kernel,
+        "tokens": cfg.data.batch * cfg.data.context,
+        "width": model.width,
+        "experts": model.moe.num_experts,
+        "top_k": model.moe.top_k,
+        "expert_hidden": model.moe.hidden,
+        "dense_hidden": model.moe.top_k * model.moe.hidden,
+        "dtype": model.compute_dtype,
+        "transport": model.moe.transport,
+        "kernel": model.moe.kernel,
     }
     return {"shape": shape, "rounds": rounds, "machine": timing.machine(), "rows": rows}
 
@@ -111,15 +117,19 @@ def _context(cfg: config.Config) -> ctx.Context:
 
 def table(result: dict[str, Any]) -> str:
     """The numbers for a person."""
-    lines = [", ".join(f"{k} {v}" for k, v in result["shape"].items())]
-    lines.append(", ".join(f"{k} {v}" for k, v in result["machine"].items()) + f", {result['rounds']} rounds in turn, ms (10-90 %)")
-    lines.append(f"{'routing':12} {'load':>6} {'':9} {'sparse':>20} {'dense twin':>20} {'matmuls alone':>20}  sparse/dense  outside matmuls")
+    lines = [", ".join(f"{k} {v}" for k, v in result[part].items()) for part in ("shape", "machine")]
+    lines.append(f"{result['rounds']} rounds in turn; ms, median (10 to 90 %)")
+    columns = (f"{name:>20}" for name in ("sparse", "dense twin", "matmuls alone"))
+    lines.append(f"{'routing':12} {'load':>6} {'':9} {' '.join(columns)}  sparse/dense  outside matmuls")
     for row in result["rows"]:
         for kind, label in (("forward", "forward"), ("both", "fwd+bwd")):
             r = row[kind]
-            cells = (f"{r[n]['median']:.2f} ({r[n]['low']:.2f}-{r[n]['high']:.2f})" for n in ("sparse", "dense", "matmuls"))
+            cells = (
+                f"{r[n]['median']:.2f} ({r[n]['low']:.2f}-{r[n]['high']:.2f})" for n in ("sparse", "dense", "matmuls")
+            )
             lines.append(
-                f"{row['skew']:12} {row['max_load_over_mean']:5.1f}x {label:9} " + " ".join(f"{c:>20}" for c in cells)
+                f"{row['skew']:12} {row['max_load_over_mean']:5.1f}x {label:9} "
+                + " ".join(f"{c:>20}" for c in cells)
                 + f"  {r['sparse_over_dense']:11.2f}x  {100 * r['outside_matmuls']:12.0f} %"
             )
     return "\n".join(lines)

@@ -53,6 +53,8 @@ def machine() -> dict[str, Any]:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as file:
-            return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+            return next(
+                (line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine()
+            )
     except OSError:
         return platform.machine()

@@ -22,7 +22,7 @@ def padded_rows(cfg: config.Config, mesh: jax.sharding.Mesh, rows: int) -> int:
 def rows_of_host(mesh: jax.sharding.Mesh, total: int) -> slice:
     """The rows of a global batch of `total` rows that this process's devices hold; contiguous on a row-major mesh."""
     pieces = sharding.batch_sharding(mesh).addressable_devices_indices_map((total,)).values()
-    spans = {(index[0].start or 0, total if index[0].stop is None else index[0].stop) for index in pieces}
+    spans = {(index[0].start or 0, total if index[0].stop is None else index[0].stop) for index in pieces if index}
     start, stop = min(a for a, _ in spans), max(b for _, b in spans)
     if sum(b - a for a, b in spans) != stop - start:
         raise ValueError(f"the devices of one process hold separate rows {sorted(spans)}; order the mesh by process")
@@ -35,9 +35,7 @@ def put(host: Arrays, mesh: jax.sharding.Mesh, total: int) -> Batch:
     missing = mine.stop - mine.start - len(host["row_ids"])
 
     def place(local: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(
-            sharding.batch_sharding(mesh), local, (total, *local.shape[1:])
-        )
+        return jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), local, (total, *local.shape[1:]))
 
     def extend(name: str, value: np.ndarray) -> np.ndarray:
         return np.concatenate([value, np.full((missing, *value.shape[1:]), BLANK[name], value.dtype)])

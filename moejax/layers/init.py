@@ -12,7 +12,12 @@ from moejax import sharding
 
 
 def normal(
-    rngs: nnx.Rngs, shape: tuple[int, ...], dims: tuple[str | None, ...], fan_in: int, gain: float = 1.0, decay: bool = True
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    dims: tuple[str | None, ...],
+    fan_in: int,
+    gain: float = 1.0,
+    decay: bool = True,
 ) -> nnx.Param:
     """fp32 normal with standard deviation gain / sqrt(fan_in), made in the shards it is stored in."""
     where = sharding.spec(*dims)

@@ -26,7 +26,9 @@ def split(kind: str) -> tuple[str, str]:
 def check(model: config.Model) -> None:
     """The pattern names known kinds, and each kind's own rules hold."""
     if not model.pattern or model.repeats < 1:
-        raise ConfigError(f"model.pattern={model.pattern} repeated {model.repeats} times has no layer; give at least one of each")
+        raise ConfigError(
+            f"model.pattern={model.pattern} repeated {model.repeats} times has no layer; give at least one of each"
+        )
     for kind in model.pattern:
         split(kind)
     if model.hidden < 1:

@@ -106,6 +106,8 @@ def check(model: config.Model) -> None:
             f"model.loss_chunk={model.loss_chunk} does not divide model.vocab_size={model.vocab_size}; choose a divisor"
         )
     if model.unroll < 1 or model.repeats % model.unroll:
-        raise ConfigError(f"model.unroll={model.unroll} does not divide model.repeats={model.repeats}; choose a divisor")
+        raise ConfigError(
+            f"model.unroll={model.unroll} does not divide model.repeats={model.repeats}; choose a divisor"
+        )
     kinds.check(model)
     remat.check(model.remat)

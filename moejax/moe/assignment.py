@@ -26,7 +26,9 @@ def check(moe: config.MoE, context: int) -> None:
         if factor is None:
             continue
         if not 0 < factor < math.inf:
-            raise ConfigError(f"model.moe.{name}={factor}: a finite multiple of the fair share, above 0; set 1.25, or null for dropless")
+            raise ConfigError(
+                f"model.moe.{name}={factor}: a finite multiple of the fair share, above 0; set 1.25, or null for dropless"
+            )
         ratio = Fraction(str(factor)) * moe.top_k / moe.num_experts
         if max(ratio.numerator * context * moe.group_rows, ratio.denominator) > NOWHERE:
             raise ConfigError(
@@ -35,11 +37,15 @@ def check(moe: config.MoE, context: int) -> None:
             )
     if moe.group_rows < 1:
         raise ConfigError(f"model.moe.group_rows={moe.group_rows}: a group has at least one row; set it to 1")
-    if moe.group_window is not None:
-        if moe.group_rows != 1:
-            raise ConfigError(f"model.moe.group_window={moe.group_window} with group_rows={moe.group_rows}: a window lies in one row; set group_rows=1")
-        if moe.group_window < 1 or context % moe.group_window:
-            raise ConfigError(f"model.moe.group_window={moe.group_window} does not divide data.context={context}; choose a divisor or null")
+    window = moe.group_window
+    if window is not None and moe.group_rows != 1:
+        raise ConfigError(
+            f"model.moe.group_window={window} with group_rows={moe.group_rows}: a window lies in one row; set group_rows=1"
+        )
+    if window is not None and (window < 1 or context % window):
+        raise ConfigError(
+            f"model.moe.group_window={window} does not divide data.context={context}; choose a divisor or null"
+        )
 
 
 def group(x: Array, moe: config.MoE) -> Array:
@@ -49,7 +55,9 @@ def group(x: Array, moe: config.MoE) -> Array:
         return x.reshape(-1, moe.group_window, *rest)
     if moe.group_rows == 1:
         return x
-    return x.reshape(b // moe.group_rows, moe.group_rows, t, *rest).swapaxes(1, 2).reshape(-1, moe.group_rows * t, *rest)
+    return (
+        x.reshape(b // moe.group_rows, moe.group_rows, t, *rest).swapaxes(1, 2).reshape(-1, moe.group_rows * t, *rest)
+    )
 
 
 def ungroup(x: Array, moe: config.MoE, context: int) -> Array:

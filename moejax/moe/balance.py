@@ -49,4 +49,6 @@ def check(moe: config.MoE) -> None:
     """Coefficients are not negative."""
     for name, balancer in BALANCERS.items():
         if balancer.coefficient(moe) < 0:
-            raise ConfigError(f"model.moe.{name}={balancer.coefficient(moe)}: a negative coefficient unbalances; set 0 to turn it off")
+            raise ConfigError(
+                f"model.moe.{name}={balancer.coefficient(moe)}: a negative coefficient unbalances; set 0 to turn it off"
+            )

@@ -54,25 +54,32 @@ def check(moe: config.MoE, context: int) -> None:
     assignment.check(moe, context)
     transport.check(moe)
     balance.check(moe)
-    pick(moe.kernel)
+    pick(moe.kernel, platform="any")  # named, because asking for it would start the devices
 
 
 def sparse_layer(
-    x: Float[Array, "B T D"], tokens: Tokens, parameters: Parameters, key: Array, layer: Array, moe: config.MoE, mode: Mode
+    x: Float[Array, "B T D"],
+    tokens: Tokens,
+    parameters: Parameters,
+    key: Array,
+    layer: Array,
+    moe: config.MoE,
+    mode: Mode,
 ) -> tuple[Float[Array, "B T D"], Stats]:
     """Routed experts' output for every valid token (zero for the rest), and this layer's sums with a leading shard axis.
 
     `key` is the step's noise key, `layer` the depth of this layer: together with a row's id they seed its noise.
     """
     rows, whole = sharding.spec("batch", "position"), sharding.spec()
+    vectors = sharding.spec("batch", "position", None)
     weights = Weights(
         sharding.spec("expert", "expert_storage", None, "expert_hidden"),
         sharding.spec("expert", "expert_hidden_storage", None),
     )
     body = jax.shard_map(
         lambda x, tokens, parameters, key, layer: _on_shard(x, tokens, parameters, key, layer, moe, mode),
-        in_specs=(sharding.spec("batch", "position", None), Tokens(rows, rows, sharding.spec("batch")), Parameters(whole, weights), whole, whole),
-        out_specs=(sharding.spec("batch", "position", None), sharding.spec("shard")),
+        in_specs=(vectors, Tokens(rows, rows, sharding.spec("batch")), Parameters(whole, weights), whole, whole),
+        out_specs=(vectors, sharding.spec("shard")),
     )
     return body(x, tokens, parameters, key, layer)
 
@@ -96,7 +103,9 @@ def _on_shard(
 
     with jax.named_scope("assign"):
         valid = assignment.group(tokens.valid, moe)
-        limit = assignment.capacity(mode.capacity_factor, moe.top_k, moe.num_experts, jnp.sum(valid, axis=1, dtype=jnp.int32))
+        limit = assignment.capacity(
+            mode.capacity_factor, moe.top_k, moe.num_experts, jnp.sum(valid, axis=1, dtype=jnp.int32)
+        )
         placed = assignment.place(choice, valid, limit, moe.num_experts)
 
     with jax.named_scope("count"):

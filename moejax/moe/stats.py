@@ -57,9 +57,7 @@ def _margin(logits: Float[Array, "G S E"], choice: Choice) -> Float[Array, "G S"
     return lowest - jnp.max(jnp.where(chosen, -jnp.inf, logits), axis=-1)
 
 
-def label_table(
-    assignment: Assignment, labels: Int[Array, "G S"], kinds: int, experts: int
-) -> Int[Array, "kinds E"]:
+def label_table(assignment: Assignment, labels: Int[Array, "G S"], kinds: int, experts: int) -> Int[Array, "kinds E"]:
     """How many kept assignments of each label went to each expert."""
     label = jnp.take_along_axis(labels, assignment.token, axis=1)
     rows = jnp.where(assignment.kept, label, kinds)

@@ -101,8 +101,12 @@ def summary(comparisons: Sequence[Sequence[runs.Run]]) -> dict[str, Any]:
     gains = {"equal steps": [b[1] - b[0] for b in bits], "equal time": [b[2] - b[0] for b in bits]}
     return {
         "bits_per_byte": [dict(zip(("sparse", "dense", "dense, equal time"), b, strict=True)) for b in bits],
-        "step_time_ratio": [found[0].seconds_per_step / found[1].seconds_per_step for found in comparisons],
-        "gain": {name: {"each": g, "mean": statistics.mean(g), "deviation": statistics.stdev(g)} for name, g in gains.items()},
+        "step_time_ratio": [
+            (found[0].seconds_per_step or 0) / (found[1].seconds_per_step or 1) for found in comparisons
+        ],
+        "gain": {
+            name: {"each": g, "mean": statistics.mean(g), "deviation": statistics.stdev(g)} for name, g in gains.items()
+        },
     }
 
 
@@ -111,7 +115,13 @@ def summary_text(comparisons: Sequence[Sequence[runs.Run]]) -> str:
     found = summary(comparisons)
     lines = [f"{'seed':>4}  {'sparse':>8}  {'dense':>8}  {'dense, equal time':>18}  {'step time':>10}"]
     for i, (bits, ratio) in enumerate(zip(found["bits_per_byte"], found["step_time_ratio"], strict=True)):
-        lines.append(f"{i:4}  " + "  ".join(f"{b:{w}.4f}" for b, w in zip(bits.values(), (8, 8, 18), strict=True)) + f"  {ratio:9.2f}x")
+        lines.append(
+            f"{i:4}  "
+            + "  ".join(f"{b:{w}.4f}" for b, w in zip(bits.values(), (8, 8, 18), strict=True))
+            + f"  {ratio:9.2f}x"
+        )
     for name, gain in found["gain"].items():
-        lines.append(f"gain at {name}: {gain['mean']:+.4f} bits per byte, deviation {gain['deviation']:.4f} over {len(gain['each'])} seeds")
+        lines.append(
+            f"gain at {name}: {gain['mean']:+.4f} bits per byte, deviation {gain['deviation']:.4f} over {len(gain['each'])} seeds"
+        )
     return "\n".join(lines)

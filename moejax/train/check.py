@@ -35,7 +35,10 @@ def _check_experts(cfg: config.Config) -> None:
         )
     for name, width in (("model.width", cfg.model.width), ("model.moe.hidden", moe.hidden)):
         if width % cfg.mesh.fsdp:
-            raise ConfigError(f"mesh.fsdp={cfg.mesh.fsdp} does not divide {name}={width}, which experts are stored sharded on; choose one of {_divisors(width)}")
+            raise ConfigError(
+                f"mesh.fsdp={cfg.mesh.fsdp} does not divide {name}={width}, which experts are stored sharded on; "
+                f"choose one of {_divisors(width)}"
+            )
 
 
 def _check_storage(cfg: config.Config) -> None:

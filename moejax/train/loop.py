@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from moejax import config
 from moejax import mesh as meshes
@@ -98,6 +99,10 @@ def _steps(
             if done % cfg.checkpoint.every == 0 or last or stop.asked:
                 with clock.paused(sums):
                     _require_finite({"train/loss": float(sums["nats"])}, done)
+                    if not _all_finite(now):
+                        raise DivergedError(
+                            f"the state after step {done} is not finite; lower train.learning_rate or train.clip_norm"
+                        )
                     checkpoints.save(done, now)
             if stop.asked and not last:
                 files.event("stopped", step=done)
@@ -115,6 +120,15 @@ def _finish(built: state.Built, now: Any, evaluator: Evaluator, files: Workdir, 
     return numbers
 
 
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether every real number of a tree is finite. A loss is of before its update, so it does not tell."""
+    real = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in real]))
+
+
 def _require_finite(numbers: Numbers, step: int) -> None:
     if not math.isfinite(numbers["train/loss"]):
-        raise DivergedError(f"the loss at step {step} is {numbers['train/loss']}; lower train.learning_rate or train.clip_norm")
+        raise DivergedError(
+            f"the loss at step {step} is {numbers['train/loss']}; lower train.learning_rate or train.clip_norm"
+        )

@@ -1,6 +1,6 @@
 """The loss as a pure function of sums over the global batch: what is differentiated is what is logged.
 
-    sums = {"nats", "targets", "layers": {kind: {name: [layers, ...]}}}
+sums = {"nats", "targets", "layers": {kind: {name: [layers, ...]}}}
 """
 
 from __future__ import annotations

@@ -27,7 +27,11 @@ def of_training(sums: Sums, moe: config.MoE) -> Numbers:
 def of_evaluation(sums: Sums, label_names: tuple[str, ...], prefix: str) -> Numbers:
     """Held-out loss in nats per target and bits per byte, whole and by label. One byte token is one byte."""
     nats = float(sums["nats"]) / max(int(sums["targets"]), 1)
-    numbers = {f"{prefix}/loss": nats, f"{prefix}/bits_per_byte": nats / math.log(2), f"{prefix}/targets": int(sums["targets"])}
+    numbers = {
+        f"{prefix}/loss": nats,
+        f"{prefix}/bits_per_byte": nats / math.log(2),
+        f"{prefix}/targets": int(sums["targets"]),
+    }
     for name, of_label, count in zip(label_names, sums["label_nats"], sums["label_targets"], strict=True):
         if count:
             numbers[f"{prefix}/bits_per_byte/{name}"] = float(of_label) / int(count) / math.log(2)
@@ -65,6 +69,7 @@ def to_host(sums: Sums) -> Any:
 
 def add(left: Sums | None, right: Sums) -> Sums:
     """Sums of two sets of tokens, in float64 and int64 so that a long evaluation stays exact."""
+
     def wide(x: np.ndarray) -> np.ndarray:
         return x.astype(np.int64 if np.issubdtype(x.dtype, np.integer) else np.float64)
 

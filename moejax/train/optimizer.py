@@ -32,12 +32,16 @@ def check(train: config.Train) -> None:
     if train.steps < 1:
         raise ConfigError(f"train.steps={train.steps}: at least 1")
     if not 0 <= train.warmup < train.steps:
-        raise ConfigError(f"train.warmup={train.warmup} of train.steps={train.steps}: warm-up ends before the last step; lower it")
+        raise ConfigError(
+            f"train.warmup={train.warmup} of train.steps={train.steps}: warm-up ends before the last step; lower it"
+        )
     for name in ("learning_rate", "clip_norm", "epsilon"):
         if not getattr(train, name) > 0:
             raise ConfigError(f"train.{name}={getattr(train, name)}: above 0")
     if min(train.final_learning_rate, train.weight_decay) < 0:
-        raise ConfigError(f"train.final_learning_rate={train.final_learning_rate}, train.weight_decay={train.weight_decay}: not below 0")
+        raise ConfigError(
+            f"train.final_learning_rate={train.final_learning_rate}, train.weight_decay={train.weight_decay}: not below 0"
+        )
     for name in ("b1", "b2"):
         if not 0 <= getattr(train, name) < 1:
             raise ConfigError(f"train.{name}={getattr(train, name)}: a decay in [0, 1)")

@@ -27,7 +27,8 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: Any = None
         if self._console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}")
+            name_column, text_column = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+            columns = name_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text_column
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task(name, total=steps, text="")
             self._bar.start()

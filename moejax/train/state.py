@@ -74,7 +74,9 @@ def create(built: Built) -> TrainState:
 def count_parameters(built: Built, parameters: Any) -> tuple[int, int]:
     """Parameters in all, and those that one token meets: of routed experts, top_k of num_experts."""
     moe = built.config.model.moe
-    sizes = [(x.size, routed) for x, routed in zip(jax.tree.leaves(parameters), jax.tree.leaves(built.routed), strict=True)]
+    sizes = [
+        (x.size, routed) for x, routed in zip(jax.tree.leaves(parameters), jax.tree.leaves(built.routed), strict=True)
+    ]
     active = sum(size * moe.top_k // moe.num_experts if routed else size for size, routed in sizes)
     return sum(size for size, _ in sizes), active
 

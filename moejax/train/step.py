@@ -30,7 +30,9 @@ def sums_of(built: Built, parameters: Any, batch: Batch, key: jax.Array, mode: M
     nats = losses.vocabulary_nats(hidden, unembedding, batch.targets, built.config.model.loss_chunk)
     sums = losses.token_sums(nats, batch.valid)
     if label_kinds:
-        of_label = batch.valid[..., None] & (batch.labels[..., None] == jnp.arange(label_kinds, dtype=jnp.int32)[None, None])
+        of_label = batch.valid[..., None] & (
+            batch.labels[..., None] == jnp.arange(label_kinds, dtype=jnp.int32)[None, None]
+        )
         sums["label_nats"] = jnp.sum(jnp.where(of_label, nats[..., None], 0), axis=(0, 1))
         sums["label_targets"] = jnp.sum(of_label, axis=(0, 1), dtype=jnp.int32)
     sums["layers"] = jax.tree.map(lambda s: jnp.sum(s, axis=1), layers)

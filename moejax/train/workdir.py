@@ -30,11 +30,15 @@ class Workdir:
         """Makes the folder, or checks that it belongs to this config."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            known = json.loads((self.path / "config.json").read_text()) if (self.path / "config.json").exists() else None
+            known = (
+                json.loads((self.path / "config.json").read_text()) if (self.path / "config.json").exists() else None
+            )
             if known is None and self.primary:
                 write_json(self.path / "config.json", config.to_dict(cfg))
         except OSError as error:
-            raise ConfigError(f"workdir {self.path} cannot be written: {error.strerror}; choose another --workdir") from error
+            raise ConfigError(
+                f"workdir {self.path} cannot be written: {error.strerror}; choose another --workdir"
+            ) from error
         except json.JSONDecodeError as error:
             raise ConfigError(f"{self.path / 'config.json'} is not JSON ({error}); choose another --workdir") from error
         changes = [] if known is None else differences(known, json.loads(json.dumps(config.to_dict(cfg))))

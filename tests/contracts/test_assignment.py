@@ -18,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 place = harness.jit(assignment.place, static_argnums=3)
 
 
-@pytest.mark.parametrize("options", [{}, {"group_rows": 2}, {"group_rows": 3}, {"group_window": 4}, {"group_window": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"group_rows": 2}, {"group_rows": 3}, {"group_window": 4}, {"group_window": 1}]
+)
 @pytest.mark.parametrize("rest", [(), (5,)])
 def test_ungroup_inverts_group(options, rest):
     x = jnp.arange(6 * 8 * int(np.prod(rest)), dtype=jnp.int32).reshape(6, 8, *rest)
@@ -62,7 +64,9 @@ def test_b19_capacity_near_the_int32_limit():
     assignment.check(config.MoE(capacity_factor=1.25), context=4096)
 
 
-@pytest.mark.parametrize("options", [{"group_rows": 0}, {"group_window": 3}, {"group_window": 0}, {"group_rows": 2, "group_window": 4}])
+@pytest.mark.parametrize(
+    "options", [{"group_rows": 0}, {"group_window": 3}, {"group_window": 0}, {"group_rows": 2, "group_window": 4}]
+)
 def test_b31_groups_that_cannot_be(options):
     with pytest.raises(ConfigError, match=r"model\.moe\.group_"):
         assignment.check(config.MoE(**options), context=8)

@@ -14,10 +14,16 @@ from moejax.kernels.grouped_mlp import Weights, grouped_mlp
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
-M, K, N = 2 * blocks.BLOCK + 45, 6, 5
+M, K, N = 301, 6, 5  # several blocks of whatever size, and a part of one
 SIZES = {
     1: {"all": [M], "part": [200], "none": [0]},
-    3: {"blocks": [128, 1, 128], "empty first": [0, 130, 40], "last only": [0, 0, 257], "none": [0, 0, 0], "all": [129, 1, M - 130]},
+    3: {
+        "blocks": [128, 1, 128],
+        "empty first": [0, 130, 40],
+        "last only": [0, 0, 257],
+        "none": [0, 0, 0],
+        "all": [129, 1, M - 130],
+    },
     8: {
         "mixed": [5, 0, 127, 0, 1, 128, 20, 3],
         "one hot": [0, 0, 0, M, 0, 0, 0, 0],
@@ -132,17 +138,24 @@ def test_transposed_weights(impl):
 def test_blocks_past_the_int32_middle():
     """B19: block arithmetic on groups near 2^31 rows equals int64 NumPy."""
     sizes = [2**31 - 2000, 0, 300, 1000]
-    work = blocks.cut(jnp.asarray(sizes, jnp.int32))
-    count = [-(-size // blocks.BLOCK) for size in sizes]
+    work = blocks.cut(jnp.asarray(sizes, jnp.int32), sum(sizes))
+    size_of_block = work.size
+    count = [-(-size // size_of_block) for size in sizes]
     np.testing.assert_array_equal(work.ends, np.cumsum(count))
     np.testing.assert_array_equal(work.stops, np.cumsum(sizes))
     for turn in (0, 7, count[0] - 1, count[0], count[0] + 2, count[0] + 3, sum(count) - 1):
         group = int(np.searchsorted(np.cumsum(count), turn, side="right"))
-        row = sum(sizes[:group]) + (turn - sum(count[:group])) * blocks.BLOCK
-        mine = row + np.arange(blocks.BLOCK, dtype=np.int64) < sum(sizes[: group + 1])
+        row = sum(sizes[:group]) + (turn - sum(count[:group])) * size_of_block
+        mine = row + np.arange(size_of_block, dtype=np.int64) < sum(sizes[: group + 1])
         got = work.locate(jnp.int32(turn))
         assert (int(got[0]), int(got[1])) == (group, row)
         np.testing.assert_array_equal(got[2][:, 0], mine)
+
+
+def test_blocks_follow_the_rows_of_a_group():
+    """About half the mean rows of a group, a power of two, within bounds."""
+    wanted = {(0, 1): 32, (100, 8): 32, (2048, 16): 64, (4096, 16): 128, (5000, 16): 128, (10**6, 8): 256}
+    assert {case: blocks.block_size(*case) for case in wanted} == wanted
 
 
 def test_unknown_backend():
@@ -193,7 +206,9 @@ def mlp(impl, weighted):
 def test_experts_match_numpy(impl, dtype):
     """row_index repeats and skips rows, row_weight scales; both absent is the plain form. Empty experts: exactly zero."""
     rng = np.random.default_rng(1)
-    x, gate_up, down, dy = (jnp.asarray(rng.normal(size=s), dtype) for s in ((TOKENS, D), (4, D, 2, F), (4, F, D), (R, D)))
+    x, gate_up, down, dy = (
+        jnp.asarray(rng.normal(size=s), dtype) for s in ((TOKENS, D), (4, D, 2, F), (4, F, D), (R, D))
+    )
     weight, dy = jnp.asarray(rng.random(R), jnp.float32), dy.astype(jnp.float32)
     index = rng.integers(0, TOKENS, R).astype(np.int32)
     for sizes in ([20, 0, 130, 0], [0, 0, 0, 60], [R, 0, 0, 0], [0, 0, 0, 0]):
@@ -205,11 +220,15 @@ def test_experts_match_numpy(impl, dtype):
                 jnp.asarray(sizes, jnp.int32), dy[:count],
             )  # fmt: skip
             factors = weight if weighted else np.ones(count)
-            wanted = mlp_in_numpy(x, np.arange(count) if rows is None else rows, sizes, gate_up, down, factors, dy[:count])
+            wanted = mlp_in_numpy(
+                x, np.arange(count) if rows is None else rows, sizes, gate_up, down, factors, dy[:count]
+            )
             got, live = (y, dx, dw.gate_up, dw.down), sum(sizes)
             for name, a, b in zip(("y", "dx", "gate_up", "down"), got, wanted, strict=False):
                 a = np.asarray(a, np.float64)
-                harness.close(a[:live] if name == "y" else a, b[:live] if name == "y" else b, 2 * TOLERANCE[dtype], name)
+                harness.close(
+                    a[:live] if name == "y" else a, b[:live] if name == "y" else b, 2 * TOLERANCE[dtype], name
+                )
             if weighted:
                 harness.close(d_weight, wanted[4], 2 * TOLERANCE[dtype], "row_weight")
             for g, size in enumerate(sizes):

@@ -191,7 +191,9 @@ def equations(jaxpr):
     """Every equation, also those of inner programs."""
     for equation in jaxpr.eqns:
         yield equation
-        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+        for parameter in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
                 yield from equations(inner)
@@ -224,7 +226,9 @@ def test_b09_routing_is_fp32_under_bf16(mesh_of, name):
     counts = {"tokens", "requested", "routed", "rerouted", "dropped", "requests", "load"}
     for key, value in sums.items():
         assert value.dtype == (jnp.int32 if key in counts else jnp.float32), key
-    narrow = [e for e in every if e.primitive.name in ("exp", "log", "cumsum") and e.outvars[0].aval.dtype == jnp.bfloat16]
+    narrow = [
+        e for e in every if e.primitive.name in ("exp", "log", "cumsum") and e.outvars[0].aval.dtype == jnp.bfloat16
+    ]
     assert not narrow
 
 
@@ -246,7 +250,9 @@ def test_b09_few_tokens_differ_from_float64():
 
 def test_b37_noise_belongs_to_the_row():
     """A subset of rows, another order, longer rows: every row keeps its numbers; other rows, layers, steps, uses differ."""
-    jitted = harness.jit(lambda key, depth, ids, use, *shape: noise.uniform(key, depth, ids, use, *shape), static_argnums=(3, 4, 5))
+    jitted = harness.jit(
+        lambda key, depth, ids, use, *shape: noise.uniform(key, depth, ids, use, *shape), static_argnums=(3, 4, 5)
+    )
 
     def draw(rows, use, *shape, seed=0, step=3, depth=1):
         ids = jnp.asarray(np.asarray(rows, np.int32))

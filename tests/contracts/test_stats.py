@@ -38,7 +38,9 @@ def test_sums_equal_the_oracles(name):
     for scale, share in ((1, 0.7), (1, 0.0), (8, 1.0)):
         logits = (scale * rng.normal(size=(B, T, E))).astype(np.float32)
         valid = rng.random((B, T)) < share
-        sums = counted(moe, 0.8)(jnp.asarray(logits), None if uniform is None else jnp.asarray(uniform), jnp.asarray(valid))
+        sums = counted(moe, 0.8)(
+            jnp.asarray(logits), None if uniform is None else jnp.asarray(uniform), jnp.asarray(valid)
+        )
         routing = oracle.route(logits.astype(np.float64), valid, harness.spec_of(moe, 0.8), uniform)
         wanted = oracle.statistics(logits.astype(np.float64), valid, routing)
         assert set(sums) == set(wanted)
@@ -56,7 +58,11 @@ def test_margin_is_zero_where_all_are_chosen():
 def test_label_table():
     """Kept assignments by label and expert; dropped ones count nowhere."""
     rng = np.random.default_rng(1)
-    labels, expert, token = rng.integers(0, 3, (2, 5)), rng.integers(0, 4, (2, 10)), np.repeat(np.arange(5), 2)[None].repeat(2, 0)
+    labels, expert, token = (
+        rng.integers(0, 3, (2, 5)),
+        rng.integers(0, 4, (2, 10)),
+        np.repeat(np.arange(5), 2)[None].repeat(2, 0),
+    )
     slot = np.where(rng.random((2, 10)) < 0.6, 0, NOWHERE)
     wanted = np.zeros((3, 4), int)
     for g, a in np.argwhere(slot == 0):

@@ -76,17 +76,22 @@ def parts():
     """An assignment that drops, leaves slots empty and one expert (7) without tokens; vectors; expert weights."""
     rng = np.random.default_rng(3)
     expert = np.argsort(rng.random((GROUPS, TOKENS, E - 1)), axis=-1)[..., :2].astype(np.int32)
-    choice = Choice(jnp.asarray(expert), jnp.asarray(rng.random(expert.shape), jnp.float32), jnp.ones(expert.shape, bool))
+    choice = Choice(
+        jnp.asarray(expert), jnp.asarray(rng.random(expert.shape), jnp.float32), jnp.ones(expert.shape, bool)
+    )
     valid = jnp.asarray(rng.random((GROUPS, TOKENS)) < 0.7)
     assignment = harness.jit(place, static_argnums=3)(choice, valid, jnp.full(GROUPS, CAPACITY, jnp.int32), E)
     x, dy = (jnp.asarray(rng.normal(size=(GROUPS, TOKENS, WIDTH)), jnp.float32) for _ in range(2))
-    w = Weights(jnp.asarray(rng.normal(size=(E, WIDTH, 2, 3)), jnp.float32), jnp.asarray(rng.normal(size=(E, 3, WIDTH)), jnp.float32))
+    w = Weights(
+        jnp.asarray(rng.normal(size=(E, WIDTH, 2, 3)), jnp.float32),
+        jnp.asarray(rng.normal(size=(E, 3, WIDTH)), jnp.float32),
+    )
     return assignment, x, w, dy
 
 
 def identity(rows):
     """What identity experts return: capacity buffers as they are, a fused gather carried out."""
-    return rows.x[rows.index] if hasattr(rows, "index") else rows
+    return rows.x[rows.row_index] if hasattr(rows, "row_index") else rows
 
 
 def poison(carrier, route, rows, ones):
@@ -100,11 +105,11 @@ def poison(carrier, route, rows, ones):
 
 def poison_source(route, rows):
     """A fused gather's unused indices pointed at a row of NaN; capacity buffers are the layer's own zeros."""
-    if not hasattr(rows, "index"):
+    if not hasattr(rows, "row_index"):
         return rows
-    live = jnp.arange(rows.index.shape[0], dtype=jnp.int32) < jnp.sum(route.group_sizes, dtype=jnp.int32)
+    live = jnp.arange(rows.row_index.shape[0], dtype=jnp.int32) < jnp.sum(route.group_sizes, dtype=jnp.int32)
     nan = jnp.full_like(rows.x[:1], jnp.nan)
-    return type(rows)(jnp.concatenate([rows.x, nan]), jnp.where(live, rows.index, rows.x.shape[0]))
+    return type(rows)(jnp.concatenate([rows.x, nan]), jnp.where(live, rows.row_index, rows.x.shape[0]))
 
 
 def apart(mesh, transport, poisoned, with_experts):
@@ -115,7 +120,11 @@ def apart(mesh, transport, poisoned, with_experts):
         w = jax.tree.map(sharding.vary, w)
         route = carrier.route(a, Plan(E, CAPACITY, SHARDS, TOKENS))
         rows = carrier.dispatch(route, x)
-        rows = carrier.experts(route, poison_source(route, rows) if poisoned else rows, w, "auto") if with_experts else identity(rows)
+        rows = (
+            carrier.experts(route, poison_source(route, rows) if poisoned else rows, w, "auto")
+            if with_experts
+            else identity(rows)
+        )
         count = jnp.zeros_like(x, shape=1, dtype=jnp.int32)
         if poisoned:
             rows, count = poison(carrier, route, rows, jnp.ones_like(x))
@@ -134,7 +143,9 @@ def apart(mesh, transport, poisoned, with_experts):
 
         a, x, w, dy = put(a, "batch"), put(x, "batch"), put(w, "expert"), put(dy, "batch")
         with jax.set_mesh(mesh):
-            (_, out), gradients = harness.jit(jax.value_and_grad(value, argnums=(1, 2, 3), has_aux=True))(a, x, w, a.gate, dy)
+            (_, out), gradients = harness.jit(jax.value_and_grad(value, argnums=(1, 2, 3), has_aux=True))(
+                a, x, w, a.gate, dy
+            )
         return jax.tree.map(np.asarray, (out, gradients))
 
     return placed

@@ -86,7 +86,9 @@ def test_b02_padding_changes_nothing(mesh_of, transport):
         y[:ROWS, :POSITIONS] = x
         return y
 
-    wide = p._replace(x=pad(p.x, more.x), dy=pad(p.dy, more.dy), valid=pad(p.valid, np.zeros_like(more.valid)), row_ids=more.row_ids)
+    wide = p._replace(
+        x=pad(p.x, more.x), dy=pad(p.dy, more.dy), valid=pad(p.valid, np.zeros_like(more.valid)), row_ids=more.row_ids
+    )
     value, y, sums, (dx, *d) = harness.run(p, mesh, moe, TIGHT)
     value_, y_, sums_, (dx_, *d_) = harness.run(wide, mesh, moe, TIGHT)
     for key in sums:

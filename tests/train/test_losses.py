@@ -20,6 +20,10 @@ def problem():
     return hidden.astype(np.float32), unembedding.astype(np.float32), rng.integers(0, V, (3, 5)).astype(np.int32)
 
 
+def nats_of(hidden, unembedding, targets, chunk):
+    return losses.vocabulary_nats(jnp.asarray(hidden), jnp.asarray(unembedding), jnp.asarray(targets), chunk)
+
+
 def reference(hidden, unembedding, targets, weight):
     """Nats in float64, and the gradients of sum(nats * weight)."""
     h, u = hidden.astype(np.float64), unembedding.astype(np.float64)
@@ -38,7 +42,7 @@ def test_vocabulary_nats(chunk):
     weight = np.random.default_rng(1).normal(size=targets.shape).astype(np.float32)
 
     def loss(hidden, unembedding):
-        nats = losses.vocabulary_nats(hidden, unembedding, targets, chunk)
+        nats = nats_of(hidden, unembedding, targets, chunk)
         return jnp.sum(nats * weight), nats
 
     (_, nats), found = small.quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, unembedding)
@@ -48,10 +52,14 @@ def test_vocabulary_nats(chunk):
 def test_vocabulary_nats_of_large_logits():
     """Logits of a few thousand neither overflow nor lose the target's own."""
     hidden, unembedding, targets = problem()
-    nats = losses.vocabulary_nats(hidden * 500, unembedding, targets, V // 8)
+    nats = nats_of(hidden * 500, unembedding, targets, V // 8)
     wanted = (hidden * 500).astype(np.float64) @ unembedding
     top = wanted.max(-1)
-    wanted = top + np.log(np.exp(wanted - top[..., None]).sum(-1)) - np.take_along_axis(wanted, targets[..., None], -1)[..., 0]
+    wanted = (
+        top
+        + np.log(np.exp(wanted - top[..., None]).sum(-1))
+        - np.take_along_axis(wanted, targets[..., None], -1)[..., 0]
+    )
     small.close(nats, wanted)
 
 
@@ -70,7 +78,7 @@ def test_no_full_logits():
     hidden, unembedding, targets = (np.concatenate([a] * 8) if a.shape[0] == 3 else a for a in problem())
 
     def largest(chunk):
-        loss = lambda h, u: jnp.sum(losses.vocabulary_nats(h, u, targets, chunk))  # noqa: E731
+        loss = lambda h, u: jnp.sum(nats_of(h, u, targets, chunk))  # noqa: E731
         return max(sizes(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, unembedding).jaxpr))
 
     full = targets.size * V
@@ -87,12 +95,19 @@ def layer_sums(**changes):
     reals = {
         "probability": [[2, 2, 2, 2], [8, 0, 0, 0]], "squared_logsumexp": [16, 32], "entropy": [8 * math.log(4), 0], "margin": [4, 8],
     }  # fmt: skip
-    stats = {k: np.asarray(v, np.int32) for k, v in sums.items()} | {k: np.asarray(v, np.float32) for k, v in reals.items()}
-    return stats | changes
+    stats = {k: np.asarray(v, np.int32) for k, v in sums.items()} | {
+        k: np.asarray(v, np.float32) for k, v in reals.items()
+    }
+    return {name: jnp.asarray(value) for name, value in (stats | changes).items()}
 
 
 def whole_sums():
-    return {"nats": np.float32(80), "targets": np.int32(40), "layers": {"sparse": layer_sums()}, "gradient_norm": np.float32(0.5)}
+    return {
+        "nats": jnp.float32(80),
+        "targets": jnp.int32(40),
+        "layers": {"sparse": layer_sums()},
+        "gradient_norm": jnp.float32(0.5),
+    }
 
 
 def test_objective_by_hand():
@@ -119,7 +134,7 @@ def test_dense_models_have_no_aux_loss():
 def test_token_sums_leave_out_invalid_tokens():
     """B2: what is not valid counts nowhere, even where it is NaN."""
     valid = np.array([[True, False, True]])
-    sums = losses.token_sums(np.array([[1.0, np.nan, 2.0]], np.float32), valid)
+    sums = losses.token_sums(jnp.array([[1.0, np.nan, 2.0]]), jnp.asarray(valid))
     assert float(sums["nats"]) == 3.0 and int(sums["targets"]) == 2 and sums["targets"].dtype == np.int32
 
 
@@ -133,7 +148,12 @@ def test_metrics_of_routing_by_hand():
 
 def test_metrics_of_training_by_hand():
     numbers = metrics.of_training(whole_sums(), config.MoE(load_balance=0.1, router_z=0.01))
-    wanted = {"train/loss": 2.28, "train/bits_per_byte": 2 / math.log(2), "train/targets": 40, "train/gradient_norm": 0.5}
+    wanted = {
+        "train/loss": 2.28,
+        "train/bits_per_byte": 2 / math.log(2),
+        "train/targets": 40,
+        "train/gradient_norm": 0.5,
+    }
     assert {name: numbers[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
 
 
@@ -148,6 +168,6 @@ def test_metrics_of_evaluation_by_hand():
 
 def test_metrics_add_is_exact():
     """Sums of a long evaluation pass 2^24 and 2^31 without losing one."""
-    total = metrics.add(None, {"nats": np.float32(2**24), "targets": np.int32(2**31 - 1)})
-    total = metrics.add(total, {"nats": np.float32(1), "targets": np.int32(1)})
+    total = metrics.add(None, {"nats": np.array(2**24, np.float32), "targets": np.array(2**31 - 1, np.int32)})
+    total = metrics.add(total, {"nats": np.array(1, np.float32), "targets": np.array(1, np.int32)})
     assert total["nats"] == 2**24 + 1 and total["targets"] == 2**31

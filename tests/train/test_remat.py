@@ -104,7 +104,9 @@ def test_b09_precision_of_the_whole_model():
             shapes = [v.aval.shape for v in equation.invars] + [equation.outvars[0].aval.shape]
             if any(shape[-2:] in ((16, 8), (8, 16)) and len(shape) == 2 for shape in shapes):
                 precision = equation.params["precision"]
-                assert kinds == {jnp.dtype("float32")} and set(np.ravel(precision)) == {jax.lax.Precision.HIGHEST}, equation
+                assert kinds == {jnp.dtype("float32")} and set(np.ravel(precision)) == {jax.lax.Precision.HIGHEST}, (
+                    equation
+                )
                 highest += 1
             lowest += kinds == {jnp.dtype("bfloat16")}
         if str(equation.primitive) == "top_k":

@@ -24,8 +24,8 @@ def grouped_matmul(
 
 
 def _times(x: Array, w: Array, group_sizes: Array) -> Array:
-    work = blocks.cut(group_sizes)
-    padded = overhang(x)
+    work = blocks.cut(group_sizes, x.shape[0])
+    padded = overhang(x, work.size)
 
     def turn(t: Array, y: Array) -> Array:
         group, row, _ = work.locate(t)
@@ -36,8 +36,8 @@ def _times(x: Array, w: Array, group_sizes: Array) -> Array:
 
 
 def _weight_gradient(x: Array, dy: Array, w: Array, group_sizes: Array) -> Array:
-    work = blocks.cut(group_sizes)
-    x, dy = overhang(x), overhang(dy)
+    work = blocks.cut(group_sizes, x.shape[0])
+    x, dy = overhang(x, work.size), overhang(dy, work.size)
 
     def turn(t: Array, dw: Array) -> Array:
         group, row, mine = work.locate(t)

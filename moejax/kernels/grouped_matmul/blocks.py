@@ -1,6 +1,6 @@
 """Cutting groups of contiguous rows into blocks, for loops of dynamic trip count.
 
-A block is BLOCK rows from the start of its group or of the block before. The last block of a group runs over into
+A block is a fixed number of rows from the start of its group or of the block before. The last block of a group runs over into
 the rows of the next group: what is written there is overwritten when that group's turn comes (blocks go in order),
 and what is read there is masked where it would be summed.
 """
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-BLOCK = 128
-"""Rows of a block: at most half of it is wasted per group on average, against the cost of one turn of the loop."""
+SMALLEST, LARGEST = 32, 256
+"""Rows of a block: below, the cost of a turn of the loop shows; above, nothing is gained."""
 
 
 class Blocks(NamedTuple):
@@ -41,8 +41,15 @@ class Blocks(NamedTuple):
         return group, row, mine[:, None]
 
 
-def cut(group_sizes: Int[Array, " G"], size: int = BLOCK) -> Blocks:
-    """The blocks of groups with these sizes."""
+def block_size(rows: int, groups: int) -> int:
+    """About half the mean rows of a group, a power of two: a group wastes half a block on average."""
+    half_mean = max(1, rows // (2 * groups))
+    return min(LARGEST, max(SMALLEST, 1 << half_mean.bit_length() - 1))
+
+
+def cut(group_sizes: Int[Array, " G"], rows: int) -> Blocks:
+    """The blocks of groups with these sizes, in a buffer of `rows` rows."""
+    size = block_size(rows, group_sizes.shape[0])
     stops = jnp.cumsum(group_sizes, dtype=jnp.int32)
     return Blocks(jnp.cumsum(-(-group_sizes // size), dtype=jnp.int32), stops - group_sizes, stops, size)
 
@@ -52,7 +59,7 @@ def zeros(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = None) -
     return jnp.zeros_like(like, shape=shape, dtype=dtype)
 
 
-def overhang(x: Array, size: int = BLOCK) -> Array:
+def overhang(x: Array, size: int) -> Array:
     """The rows with `size` more behind them, so that a slice from any row stays inside."""
     return jnp.concatenate([x, zeros(x, size, *x.shape[1:])])
 

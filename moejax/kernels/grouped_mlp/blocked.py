@@ -26,9 +26,10 @@ def grouped_mlp(
 
 
 def _forward(x: Array, row_index: Array, group_sizes: Array, weights: Weights):
-    work = blocks.cut(group_sizes)
-    size, rows = work.size, row_index.shape[0]
-    index, gate_up = overhang(row_index), flat(weights.gate_up)
+    rows = row_index.shape[0]
+    work = blocks.cut(group_sizes, rows)
+    size = work.size
+    index, gate_up = overhang(row_index, size), flat(weights.gate_up)
 
     def turn(t: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         y, h = carry
@@ -45,9 +46,10 @@ def _forward(x: Array, row_index: Array, group_sizes: Array, weights: Weights):
 
 def _backward(residuals, dy: Array):
     x, row_index, group_sizes, weights, h = residuals
-    work = blocks.cut(group_sizes)
-    size, rows = work.size, row_index.shape[0]
-    index, gate_up, dy = overhang(row_index), flat(weights.gate_up), overhang(dy)
+    rows = row_index.shape[0]
+    work = blocks.cut(group_sizes, rows)
+    size = work.size
+    index, gate_up, dy = overhang(row_index, size), flat(weights.gate_up), overhang(dy, size)
 
     def turn(t: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         dx_rows, d_gate_up, d_down = carry

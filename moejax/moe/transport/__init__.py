@@ -46,7 +46,9 @@ DROPLESS = "gather"
 def check(moe: config.MoE) -> None:
     """The transport exists and suits the capacity."""
     if moe.transport not in TRANSPORTS:
-        raise ConfigError(f"model.moe.transport={moe.transport!r} is not a transport; choose one of {', '.join(TRANSPORTS)}")
+        raise ConfigError(
+            f"model.moe.transport={moe.transport!r} is not a transport; choose one of {', '.join(TRANSPORTS)}"
+        )
     if moe.capacity_factor is None and not TRANSPORTS[moe.transport].dropless:
         raise ConfigError(
             f"model.moe.transport={moe.transport} has buffers of a capacity and model.moe.capacity_factor is null; "

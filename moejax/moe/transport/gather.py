@@ -34,7 +34,7 @@ class Rows(NamedTuple):
     """The source of the rows, and which of its rows each sorted row is."""
 
     x: Float[Array, "M D"]
-    index: Int[Array, " R"]
+    row_index: Int[Array, " R"]
 
 
 def _all(x: Array, plan: Plan) -> Array:
@@ -66,7 +66,7 @@ def dispatch(route: Route, x: Float[Array, "G S D"]) -> Rows:
 
 def experts(route: Route, rows: Rows, weights: Weights, impl: str) -> Float[Array, "R D"]:
     """The local experts on their rows."""
-    return grouped_mlp(rows.x, rows.index, route.group_sizes, weights, impl=impl)
+    return grouped_mlp(rows.x, rows.row_index, route.group_sizes, weights, impl=impl)
 
 
 def combine(route: Route, rows: Float[Array, "R D"]) -> Float[Array, "G S D"]:

@@ -1,0 +1,45 @@
+"""Two real processes of four devices each train as one process of eight does (B1, B23)."""
+
+import json
+import socket
+
+import pytest
+from train import small
+
+OPTIONS = {
+    "train.steps": 3, "train.log_every": 1, "train.eval_every": 2, "train.eval_rows": 8, "train.routing_every": 3,
+    "checkpoint.every": 2, "mesh.fsdp": 2, "mesh.expert": 4, "model.moe.router": "gshard", "model.moe.capacity_factor": 1.0,
+    "model.moe.transport": "scatter", "train.epsilon": 1e-2, "data.batch": 6,
+}  # fmt: skip
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_b01_two_processes_are_one(tmp_path):
+    """Three steps, evaluation, checkpoints and the held-out loss; a batch of six rows on eight shards has padding on the second
+    process. Integers are equal, reals to 1e-5; the first process writes every line once, the second prints nothing."""
+    folder = small.prepared(tmp_path / "text")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    flags = small.flags(folder, **OPTIONS)
+    joined = [f"--coordinator=localhost:{port}", "--processes=2", f"--workdir={tmp_path / 'two'}"]
+    two = [small.start("train", *flags, *joined, f"--process={i}", devices=4) for i in range(2)]
+    one = small.start("train", *flags, f"--workdir={tmp_path / 'one'}", devices=8)
+    answers = [small.finish(process) for process in (*two, one)]
+    assert [code for code, _, _ in answers] == [0, 0, 0], answers
+    said = [line for line in answers[1][1].splitlines() if not line.startswith("[Gloo]")]
+    assert "held-out bits per byte" in answers[0][1] and said == []
+
+    wanted, actual = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert [line["step"] for line in wanted] == [1, 2, 2, 3, 3]
+    assert len(actual) == len(wanted) and wanted[0]["moe/drop_rate"] > 0 and wanted[0]["data/padding_rows"] == 2
+    for line, line_ in zip(wanted, actual, strict=True):
+        assert line_ == pytest.approx(line, rel=1e-5)
+        assert {k: v for k, v in line_.items() if type(v) is int} == {k: v for k, v in line.items() if type(v) is int}
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}

@@ -1,0 +1,180 @@
+"""A run as a user starts it: its files, its end and its continuation (B21, B25, B26, B27)."""
+
+import concurrent.futures
+import dataclasses
+import json
+import math
+import signal
+import time
+
+import numpy as np
+import pytest
+from train import small
+
+from moejax import config
+from moejax.checkpoint.manager import Checkpoints
+from moejax.errors import ConfigError
+from moejax.train.workdir import Workdir
+
+STEPS = 60
+OPTIONS = {
+    "train.steps": STEPS, "train.log_every": 1, "train.eval_every": 20, "train.eval_rows": 8, "train.routing_every": 20,
+    "checkpoint.every": 15, "model.moe.router": "gshard", "model.moe.jitter": 0.1,
+}  # fmt: skip
+OVERFLOW = {"train.learning_rate": 3.3e38, "train.weight_decay": 10.0, "train.warmup": 0}
+BAD = {
+    "loss": OVERFLOW | {"checkpoint.every": 1000},
+    "state": OVERFLOW | {"checkpoint.every": 1, "train.log_every": 1000},
+}
+"""The first update leaves fp32: the next logged loss is not finite, or, without a log, the state to be saved."""
+
+
+def command(folder, workdir, options):
+    return small.start(
+        "train", *small.flags(folder, **OPTIONS | options), f"--workdir={workdir}", cache=folder.parent / "compiled"
+    )
+
+
+def interrupted(folder, workdir):
+    """Interrupts a run in the midst of its steps and starts it again: (what it printed, its lines), (what it printed then)."""
+    process, log = command(folder, workdir, {}), workdir / "metrics.jsonl"
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 22):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    return small.finish(process), log.read_text().splitlines(), small.finish(command(folder, workdir, {}))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder of all runs, and what each printed; two processes at a time, the programs of the first compiled once."""
+    tmp = tmp_path_factory.mktemp("loop")
+    folder = small.prepared(tmp / "text")
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        chains = ("one", "two"), BAD
+        run = lambda names: {n: small.finish(command(folder, tmp / n, BAD.get(n, {}))) for n in names}  # noqa: E731
+        one, bad = pool.map(run, chains)
+        return tmp, one | bad, interrupted(folder, tmp / "stopped")
+
+
+def saved(workdir, step=None):
+    """(step, state) of a checkpoint of the small config, the newest if no step is given."""
+    cfg = small.configure(**OPTIONS)
+    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
+    step = checkpoints.latest() if step is None else step
+    state = None if step is None else small.on_host(checkpoints.restore(step, small.begin(cfg)[1]))
+    checkpoints.close()
+    return step, state
+
+
+def test_the_files_of_a_run(runs):
+    """A workdir holds what DESIGN section 6 says; each logged line has a step and finite named numbers."""
+    tmp, answers, _ = runs
+    code, out, err = answers["one"]
+    assert (code, err) == (0, ""), (code, out, err)
+    assert "held-out bits per byte" in out and "gshard 2 of 8 · dropless · gather transport over expert=1" in out
+    here = tmp / "one"
+    names = {"config.json", "run.json", "metrics.jsonl", "timing.jsonl", "routing", "tensorboard", "checkpoints"}
+    assert {p.name for p in here.iterdir()} == names
+    assert config.from_dict(json.loads((here / "config.json").read_text())).train.steps == STEPS
+    run = json.loads((here / "run.json").read_text())
+    assert {"plan", "parameters", "devices", "processes", "data_hash", "versions"} <= set(run) and run["processes"] == 1
+    lines = [json.loads(line) for line in (here / "metrics.jsonl").read_text().splitlines()]
+    assert all(isinstance(v, (int, float)) and math.isfinite(v) for line in lines for v in line.values())
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "eval/loss" in line] == [20, 40]
+    assert [line["step"] for line in lines if "heldout/loss" in line] == [STEPS] and "heldout/loss" in lines[-1]
+    wanted = {"loss", "cross_entropy", "load_balance", "router_z", "bits_per_byte"}
+    assert {f"train/{name}" for name in wanted} | {"moe/drop_rate"} <= set(lines[0])
+    losses = [line["train/cross_entropy"] for line in lines if "train/loss" in line]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.5, "it should learn"
+    assert not any("second" in name for line in lines for name in line), "metrics.jsonl knows no clock"
+    assert {p.name for p in (here / "routing").iterdir()} == {
+        "00000020.npz",
+        "00000040.npz",
+        "00000060.npz",
+        "heldout.npz",
+    }
+    with np.load(here / "routing" / "00000020.npz") as routing:
+        assert (
+            routing["sparse.load"].shape == (1, 8)
+            and routing["sparse.load"].sum() == routing["sparse.routed"].sum() > 0
+        )
+    with np.load(here / "routing" / "heldout.npz") as routing:
+        assert routing["sparse.labels"].shape == (1, 2, 8)
+
+
+def test_b21_twice_is_the_same(runs):
+    """B21: two runs of sixty steps leave bit-equal states and the same metrics, byte for byte."""
+    tmp, answers, _ = runs
+    assert answers["two"][0] == 0
+    assert (tmp / "one" / "metrics.jsonl").read_bytes() == (tmp / "two" / "metrics.jsonl").read_bytes()
+    (step, one), (_, two) = saved(tmp / "one"), saved(tmp / "two")
+    assert step == STEPS
+    small.equal(one, two)
+
+
+def test_b22_interrupted_is_the_same(runs):
+    """B22, B27 for SIGINT: it saves, exits with 75 and one line, and the same command goes on; in the end metrics, routing and
+    state are those of the undisturbed run, bit for bit."""
+    tmp, _, ((code, out, err), lines, again) = runs
+    assert code == 75, (code, out, err)
+    assert len(err.strip().splitlines()) == 1 and "the same command goes on from there" in err
+    assert 20 <= json.loads(lines[-1])["step"] < STEPS
+    assert again[0] == 0 and "resumed at step" in again[1], again
+    one, stopped = tmp / "one", tmp / "stopped"
+    assert (one / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
+    small.equal(saved(one)[1], saved(stopped)[1])
+    for name in ("00000020.npz", "00000040.npz", "00000060.npz", "heldout.npz"):
+        with np.load(one / "routing" / name) as a, np.load(stopped / "routing" / name) as b:
+            small.equal(dict(b), dict(a))
+    events = [json.loads(line)["event"] for line in (stopped / "events.jsonl").read_text().splitlines()]
+    assert events == ["stopped", "resumed"]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_b26_bad_numbers_end_the_run(runs, name):
+    """B26: a loss that is not finite, or finite with parameters that are not: one line with a remedy, exit code 3, nothing
+    non-finite saved."""
+    tmp, answers, _ = runs
+    code, out, err = answers[name]
+    assert code == 3, (code, out, err)
+    assert len(err.strip().splitlines()) == 1 and err.startswith("error:") and "lower train.learning_rate" in err
+    step, state = saved(tmp / name)
+    assert step is None and state is None
+    assert err.startswith(f"error: the {name} ")
+    log = tmp / name / "metrics.jsonl"
+    assert "NaN" not in log.read_text() and "Infinity" not in log.read_text()
+
+
+def test_a_workdir_belongs_to_its_config(tmp_path):
+    """A run with another config is refused with what differs; options that change no learning may differ."""
+    cfg = small.configure()
+    Workdir(str(tmp_path), cfg, primary=False).close()
+    assert not list(tmp_path.iterdir()), "only the first host writes"
+    Workdir(str(tmp_path), cfg, primary=True).close()
+    before = (tmp_path / "config.json").read_bytes()
+    for name, value in (("train.learning_rate", 1.0), ("model.moe.top_k", 3), ("data.seed", 1)):
+        with pytest.raises(ConfigError, match=rf"{name}: .* -> {value}.*choose another --workdir"):
+            Workdir(str(tmp_path), small.configure(**{name: value}), primary=True)
+    moved = dataclasses.replace(cfg, mesh=config.Mesh(fsdp=2), checkpoint=config.Checkpoint(every=3))
+    Workdir(str(tmp_path), moved, primary=True).close()
+    assert (tmp_path / "config.json").read_bytes() == before
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
+        Workdir(str(tmp_path), cfg, primary=True)
+
+
+def test_truncate_forgets_later_lines(tmp_path):
+    """Lines of later steps, of the end, and one cut short by a crash go; the rest stays as written."""
+    files = Workdir(str(tmp_path), small.configure(), primary=True)
+    for step in (1, 2, 3):
+        files.log(step, {"train/loss": 0.1 * step})
+    files.log(2, {"heldout/loss": 1.0})
+    kept = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
+    with open(tmp_path / "metrics.jsonl", "a") as out:
+        out.write('{"step": 2, "train/')
+    files.truncate(2)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
+    files.truncate(0)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    files.close()
