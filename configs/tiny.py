@@ -16,6 +16,8 @@ def get_config(variant: str = "sparse") -> ml_collections.ConfigDict:
     c.model.pattern = {"sparse": ("attention+sparse",), "dense": ("attention+dense",)}[variant]
     c.model.unroll = c.model.repeats
     c.model.hidden = c.model.moe.top_k * c.model.moe.hidden
+    # Gates that sum to K: each expert weighs what its share of the dense layer's hidden width does.
+    c.model.moe.gate_scale = float(c.model.moe.top_k)
     c.train.steps = 800
     c.train.log_every = 50
     c.train.eval_every = 100

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import pathlib
+import re
 
 import pytest
 
@@ -217,3 +218,13 @@ def test_what_is_public_says_what_it_is():
                 if node.end_lineno - node.lineno > 4 and not record:
                     missing.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
     assert not missing
+
+
+def test_the_readme_names_every_file():
+    """The captioned tree of the README has every module, script and experiment, and nothing that is gone."""
+    block = (ROOT / "README.md").read_text().split("## The tree")[1]
+    named = re.findall(r"^ +([\w.]+\.py)\b", block, flags=re.MULTILINE)
+    there = [p.name for folder in ("moejax", "scripts", "configs") for p in (ROOT / folder).rglob("*.py")]
+    assert sorted(n for n in named if not n.startswith(("test_", "conftest", "oracle"))) == sorted(
+        n for n in there if n != "__init__.py"
+    )

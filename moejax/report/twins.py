@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from moejax import config, sharding
+from moejax import compat, config, sharding
 from moejax.models.decoder import Decoder
 from moejax.train import optimizer
 
@@ -65,7 +65,8 @@ def create(built: Built) -> TrainState:
         return nnx.to_pure_dict(nnx.state(model))
 
     with jax.set_mesh(built.mesh):
-        values = jax.jit(parameters, out_shardings=built.shardings)(jax.random.key(built.config.train.seed))
+        draw = jax.jit(parameters, out_shardings=built.shardings, compiler_options=compat.quick_compile())
+        values = draw(jax.random.key(built.config.train.seed))
         moments = jax.jit(built.transform.init)(values)
         step = jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(built.mesh))
     return TrainState(step, values, moments)
