@@ -5,6 +5,8 @@ import concurrent.futures
 import pytest
 from train import small
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "--config=configs/tiny.py"
 WORKDIR = "--workdir={tmp}/w"
 QUICK = [CONFIG, "--config.model.unroll=1", "--config.train.steps=2", "--config.train.warmup=0"]

@@ -4,11 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from moejax.report import twins
+from moejax.report import runs, twins
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -18,16 +18,16 @@ SMALL = {
 }  # fmt: skip
 
 
+def run(bits, seconds):
+    """A finished run with these held-out bits per byte and seconds a step."""
+    clock = runs.Curve(np.zeros(0, np.int64), np.zeros(0))
+    return runs.Run(Path(), "run", {}, {}, {}, {"heldout/bits_per_byte": bits}, clock, seconds, {}, "", [])
+
+
 def test_summary_over_seeds():
     """Gains are twin less sparse; mean and sample deviation by hand."""
     bits = [(1.0, 1.1, 1.05), (1.0, 1.3, 1.0)]
-    comparisons = [
-        [
-            SimpleNamespace(heldout={"heldout/bits_per_byte": b}, seconds_per_step=s)
-            for b, s in zip(of_seed, (3, 2, 2), strict=True)
-        ]
-        for of_seed in bits
-    ]
+    comparisons = [[run(b, s) for b, s in zip(of_seed, (3.0, 2.0, 2.0), strict=True)] for of_seed in bits]
     found = twins.summary(comparisons)
     assert found["step_time_ratio"] == [1.5, 1.5]
     assert found["gain"]["equal steps"]["mean"] == pytest.approx(0.2)

@@ -16,6 +16,8 @@ from moejax.checkpoint.manager import Checkpoints
 from moejax.errors import ConfigError
 from moejax.train.workdir import Workdir
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 OPTIONS = {
     "train.steps": STEPS, "train.log_every": 1, "train.eval_every": 20, "train.eval_rows": 8, "train.routing_every": 20,
