@@ -2,7 +2,7 @@
 
 Eight fake CPU devices, run-time checks of shapes and types in every function of moejax, no silent rank promotion.
 Batteries of moe/ and kernels/ add strict dtype promotion with `pytestmark = pytest.mark.usefixtures("strict_dtypes")`;
-it cannot be global, because optax and flax do not survive it (FACTS). Warnings are errors by pytest's settings.
+it cannot be global, because optax and flax do not survive it. Warnings are errors by pytest's settings.
 Devices are asked for through jax.config and not XLA_FLAGS, so that processes started by tests see one device.
 """
 

@@ -73,13 +73,22 @@ def stop_signal() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def profiled(train: config.Train, step: int, path: Path) -> Iterator[None]:
-    """Starts and stops the profiler round the chosen steps."""
-    first, after = train.profile_from, train.profile_from + train.profile_steps
-    if train.profile_steps and step == first:
-        jax.profiler.start_trace(str(path / "profile"))
-    yield
-    if train.profile_steps and step == after - 1:
-        jax.effects_barrier()
-        jax.profiler.stop_trace()
+class Profile:
+    """Traces the chosen steps into profile/; a run resumed among them traces none."""
+
+    def __init__(self, train: config.Train, path: Path):
+        self._first, self._after = train.profile_from, train.profile_from + train.profile_steps
+        self._path, self._running = path / "profile", False
+
+    def before(self, step: int) -> None:
+        """Starts the trace if this is the first of the steps."""
+        if step == self._first and self._first < self._after:
+            jax.profiler.start_trace(str(self._path))
+            self._running = True
+
+    def after(self, step: int, pending: Any) -> None:
+        """Ends the trace after the last of the steps, when its results `pending` are there."""
+        if self._running and step == self._after - 1:
+            jax.block_until_ready(pending)
+            jax.profiler.stop_trace()
+            self._running = False

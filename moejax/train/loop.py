@@ -16,7 +16,7 @@ from moejax.data import batches, prepare
 from moejax.data.pipeline import Rows, Stream
 from moejax.errors import DivergedError, PreemptedError
 from moejax.train import check, describe, metrics, state, step
-from moejax.train.around import Stopwatch, profiled, stop_signal
+from moejax.train.around import Profile, Stopwatch, stop_signal
 from moejax.train.evaluate import Evaluator
 from moejax.train.metrics import Numbers
 from moejax.train.progress import Reporter
@@ -75,11 +75,12 @@ def _steps(
     total = batches.padded_rows(cfg, mesh, cfg.data.batch)
     mine = batches.rows_of_host(mesh, total)
     update = step.make_train_step(built, now)
-    clock = Stopwatch()
+    clock, profile = Stopwatch(), Profile(cfg.train, files.path)
     with stop_signal() as stop, contextlib.closing(stream.iterate(start, mine)) as rows:
         for done in range(start + 1, cfg.train.steps + 1):
-            with profiled(cfg.train, done, files.path):
-                now, sums = update(now, batches.put(next(rows), mesh, total))
+            profile.before(done)
+            now, sums = update(now, batches.put(next(rows), mesh, total))
+            profile.after(done, sums)
             if done == start + 1:
                 jax.block_until_ready(sums)
                 clock.restart()

@@ -30,6 +30,8 @@ BAD = {
 }
 """The first update leaves fp32: the next logged loss is not finite, or, without a log, the state to be saved."""
 
+SPECIAL = BAD | {"one": {"train.profile_from": 5, "train.profile_steps": 2}}
+
 
 def command(folder, workdir, options):
     return small.start(
@@ -53,7 +55,7 @@ def runs(tmp_path_factory):
     folder = small.prepared(tmp / "text")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         chains = ("one", "two"), BAD
-        run = lambda names: {n: small.finish(command(folder, tmp / n, BAD.get(n, {}))) for n in names}  # noqa: E731
+        run = lambda names: {n: small.finish(command(folder, tmp / n, SPECIAL.get(n, {}))) for n in names}  # noqa: E731
         one, bad = pool.map(run, chains)
         return tmp, one | bad, interrupted(folder, tmp / "stopped")
 
@@ -69,14 +71,24 @@ def saved(workdir, step=None):
 
 
 def test_the_files_of_a_run(runs):
-    """A workdir holds what DESIGN section 6 says; each logged line has a step and finite named numbers."""
+    """A workdir holds the files that it should; each logged line has a step and finite named numbers."""
     tmp, answers, _ = runs
     code, out, err = answers["one"]
     assert (code, err) == (0, ""), (code, out, err)
     assert "held-out bits per byte" in out and "gshard 2 of 8 · dropless · gather transport over expert=1" in out
     here = tmp / "one"
-    names = {"config.json", "run.json", "metrics.jsonl", "timing.jsonl", "routing", "tensorboard", "checkpoints"}
+    names = {
+        "config.json",
+        "run.json",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "routing",
+        "tensorboard",
+        "checkpoints",
+        "profile",
+    }
     assert {p.name for p in here.iterdir()} == names
+    assert list((here / "profile").rglob("*.xplane.pb")), "the chosen steps leave a trace"
     assert config.from_dict(json.loads((here / "config.json").read_text())).train.steps == STEPS
     run = json.loads((here / "run.json").read_text())
     assert {"plan", "parameters", "devices", "processes", "data_hash", "versions"} <= set(run) and run["processes"] == 1
