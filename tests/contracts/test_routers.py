@@ -199,6 +199,15 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
+def test_b09_the_program_for_tpu_says_highest():
+    """Lowered for TPU: every dot of the router, backward included, is fp32 at HIGHEST; a default one is a bf16 pass there."""
+    x, w = jnp.ones((4, 8), jnp.bfloat16), jnp.ones((8, 3))
+    step = jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.square(router.logits(x, w))), argnums=(0, 1)))
+    dots = [d for d in step.trace(x, w).lower(lowering_platforms=("tpu",)).as_text().splitlines() if "dot_general" in d]
+    assert len(dots) == 3
+    assert all("[HIGHEST, HIGHEST]" in d and "bf16" not in d for d in dots)
+
+
 @pytest.mark.parametrize("name", ROUTERS)
 def test_b09_routing_is_fp32_under_bf16(mesh_of, name):
     """In the jaxpr, backward included: router dots take fp32 at HIGHEST, selection sees fp32, counts are int32."""
