@@ -3,6 +3,9 @@
 python scripts/train.py --config=configs/tiny.py --workdir=runs/tiny_sparse          16 experts, 2 a token
 python scripts/train.py --config=configs/tiny.py:dense --workdir=runs/tiny_dense     equal active FLOPs per token
 python scripts/compare.py --workdir=runs/tiny                                        both, and the twin at equal time
+
+Two cores without an accelerator: about three minutes a run, six for the comparison. Held-out bits per byte over three seeds:
+sparse 2.05, 2.06, 2.08; dense 2.14, 2.15, 2.16; dense at equal time 2.10, 2.09, 2.12 (docs/experiments.md).
 """
 
 import ml_collections
