@@ -20,7 +20,7 @@ def lines(workdir):
 @pytest.mark.slow
 def test_b01_two_processes_are_one(tmp_path):
     """Three steps, evaluation, checkpoints and the held-out loss; a batch of six rows on eight shards has padding on the second
-    process. Integers are equal, reals to 1e-5; the first process writes every line once, the second prints nothing."""
+    process. Integers are equal, reals to 1e-5; the first process writes every line once, the second reports nothing."""
     folder = small.prepared(tmp_path / "text")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -31,8 +31,9 @@ def test_b01_two_processes_are_one(tmp_path):
     one = small.start("train", *flags, f"--workdir={tmp_path / 'one'}", devices=8)
     answers = [small.finish(process) for process in (*two, one)]
     assert [code for code, _, _ in answers] == [0, 0, 0], answers
-    said = [line for line in answers[1][1].splitlines() if not line.startswith("[Gloo]")]
-    assert "held-out bits per byte" in answers[0][1] and said == []
+    # Gloo's threads write to stdout too, over one another: what is ours begins with the name of the run.
+    assert "sparse  held-out bits per byte" in answers[0][1]
+    assert "sparse  " not in answers[1][1]
 
     wanted, actual = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["step"] for line in wanted] == [1, 2, 2, 3, 3]
