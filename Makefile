@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 RUNS ?= runs/tiny
 OPTIONS ?=
 
-.PHONY: venv run test test-fast lint
+.PHONY: venv run test test-fast soak lint
 
 venv: $(STAMP)
 
@@ -32,7 +32,11 @@ test: $(STAMP)
 
 # The batteries without the slow end-to-end runs: for every save.
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not soak"
+
+# The full product of routers, orders, transports and meshes: before a release, or after a change to any of them.
+soak: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist load -m soak
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

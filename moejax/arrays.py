@@ -64,6 +64,15 @@ class Assignment:
         return self.slot != NOWHERE
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SoftAssignment:
+    """Routing that is not sparse: what each slot takes of each token, and what each token takes of each slot."""
+
+    dispatch: Float[Array, "G S E C"]
+    combine: Float[Array, "G S E C"]
+
+
 def count(mask: Bool[Array, "..."], axis: Any = None) -> Int[Array, "..."]:
     """Number of true entries as int32: exact where a float sum would stop at 2**24."""
     return jnp.sum(mask, axis=axis, dtype=jnp.int32)

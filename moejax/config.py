@@ -16,49 +16,10 @@ from typing import Any, TypeVar
 import ml_collections
 from ml_collections import config_dict
 
+from moejax.config_moe import MoE
 from moejax.errors import ConfigError
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class MoE:
-    """The sparse feed-forward layer."""
-
-    num_experts: int = 16
-    """E, routed experts per layer."""
-    top_k: int = 2
-    """K, experts a token chooses."""
-    hidden: int = 96
-    """F, hidden width of one expert."""
-    shared_hidden: int = 0
-    """Hidden width of the shared expert that every token visits; 0 for none."""
-    router: str = "softmax_topk"
-    """Kind of router, a name in moejax.moe.router.ROUTERS."""
-    renormalize: bool = True
-    """Divide the gates of a token by their sum (router softmax_topk)."""
-    gate_scale: float = 1.0
-    """Factor on every gate."""
-    jitter: float = 0.0
-    """Half width of the multiplicative uniform noise on the router's input in training (Switch uses 0.01)."""
-    capacity_factor: float | None = None
-    """Slots of an expert in a group as a multiple of the fair share K * valid / E; None is dropless."""
-    eval_capacity_factor: float | None = None
-    """The same at evaluation, which is dropless unless this is set; then both losses are reported."""
-    group_rows: int = 1
-    """Rows that share one group's capacity."""
-    group_window: int | None = None
-    """Positions of one row that form a group; None takes whole rows."""
-    transport: str = "gather"
-    """How tokens reach experts, a name in moejax.moe.transport.TRANSPORTS."""
-    kernel: str = "auto"
-    """Backend of the grouped matmul, a name in moejax.kernels.grouped_matmul.BACKENDS, or auto."""
-    load_balance: float = 0.01
-    """Coefficient of the load-balance loss; 0 turns it off."""
-    router_z: float = 0.001
-    """Coefficient of the router z-loss; 0 turns it off."""
-    allow_noncausal: bool = False
-    """Accept a router or drop policy through which future tokens change past ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +119,8 @@ class Train:
     """Decoupled weight decay on matrices; vectors and the embedding have none."""
     clip_norm: float = 1.0
     """Limit of the global gradient norm."""
+    clip_spike: float = 0.0
+    """Limit of the gradient norm as a multiple of its running mean; 0 for none. A spike guard."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     eval_every: int = 250
@@ -166,6 +129,14 @@ class Train:
     """Held-out rows of an evaluation during training; the last one reads them all."""
     routing_every: int = 250
     """Steps between files of routing/: loads per layer and expert."""
+    reference: str = ""
+    """File routing/probe_STEP.npz of a run on the same data: at evaluations, how many of its choices this router makes; empty for none."""
+    record_every: int = 0
+    """Steps between files of assignments/: where every token went; 0 for none."""
+    replay: str = ""
+    """Workdir of a run made with record_every=1 whose routing is played back, gates recomputed; empty for none."""
+    replay_limit: float = 0.01
+    """Share of a layer's requests that the router may decide otherwise than the replay before the run stops."""
     profile_from: int = 0
     """First step to profile."""
     profile_steps: int = 0

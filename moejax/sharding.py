@@ -64,6 +64,11 @@ def shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, name: str) -> in
     return size
 
 
+def batch_shards() -> int:
+    """Number of parts a batch is cut into on the mesh in use."""
+    return shards(jax.sharding.get_abstract_mesh(), "batch")
+
+
 def of_parameter(variable: Any, mesh: jax.sharding.Mesh) -> NamedSharding:
     """The sharding that an nnx.Param made with `dims=` is stored in."""
     return NamedSharding(mesh, spec(*variable.get_metadata("dims"), ndim=variable.get_value().ndim))
@@ -83,6 +88,11 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Rows over all batch shards, `expert` innermost; trailing dimensions whole."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def groups_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Recorded routing [layers, groups, ...]: groups over all batch shards."""
+    return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
 def vary(x: jax.Array) -> jax.Array:

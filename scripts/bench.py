@@ -1,6 +1,9 @@
 """Times parts of the library against what they should be compared with, in turn within one run.
 
-    layer    the sparse layer against the dense twin of equal active FLOPs and against its own matmuls
+    layer        the sparse layer against the dense twin of equal active FLOPs and against its own matmuls
+    routers      every router in the default experiment, cut short: loss, drops, load (half an hour)
+    balancers    every balancer: steps to even out a skewed router, loss at equal budget, overhead (half an hour)
+    statistics   the train step with its statistics against the step without
 
 Example: python scripts/bench.py layer --config=configs/tiny.py --json
 """
@@ -12,7 +15,7 @@ import json
 from absl import flags
 
 from moejax import cli, config
-from moejax.bench import layer
+from moejax.bench import balancers, layer, routers, statistics
 from moejax.errors import UserError
 from moejax.train import check
 
@@ -20,7 +23,7 @@ CONFIG = cli.config_flag()
 JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON")
 ROUNDS = flags.DEFINE_integer("rounds", 30, "times each function is run", lower_bound=1)
 
-BENCHES = {"layer": layer}
+BENCHES = {"layer": layer, "routers": routers, "balancers": balancers, "statistics": statistics}
 
 
 def main(names: list[str]) -> None:

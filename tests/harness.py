@@ -10,141 +10,246 @@ import oracle
 
 from moejax import sharding
 from moejax.kernels.grouped_mlp import Weights
-from moejax.moe import balance, layer, noise
+from moejax.moe import balancers, layer, noise, zero_experts
+from moejax.moe.places import ORDERS
+from moejax.moe.records import columns
+from moejax.moe.routers import ROUTERS
+from moejax.moe.transport import TRANSPORTS
+from moejax.moe.widths import of_classes
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+QUICK = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICK["xla_cpu_use_fusion_emitters"] = False  # the older emitters compile three times as fast; later they are gone
+jit = functools.partial(jax.jit, compiler_options=QUICK)
 """jax.jit without LLVM's optimisations: compile time is the cost of these tests. The program stays the same."""
 
-LAYER = 1
-STEP = 3
-COEFFICIENTS = (0.5, 0.25)
-"""Of load balance and router z in the differentiated value: large, so that an error in them shows."""
+LAYER, STEP = 1, 2
+LOSSES = {"load_balance": "load_balance", "router_z": "router_z", "importance": "importance", "smooth_load": "load"}
+"""Balancers' losses that the oracle has too, and its names of them."""
+COEFFICIENTS = (0.5, 0.25, 0.75, 0.6)
+"""Of LOSSES in the differentiated value: large, so that an error in them shows."""
+TASK = (0.0, 0.0, 0.0, 0.0)
 
 
 class Problem(NamedTuple):
-    """One input of the layer. x and router lie on a coarse grid, so that fp32 logits are exact and ties occur."""
+    """One input of the layer. x and the heads lie on a coarse grid, so that fp32 logits are exact and ties occur."""
 
     x: np.ndarray
+    z: np.ndarray | None
+    """What the experts see; x where it is None."""
+    heads: dict[str, np.ndarray]
+    experts: tuple[tuple[np.ndarray, np.ndarray], ...]
+    """(gate_up, down) of each class of widths."""
+    constants: np.ndarray | None
     valid: np.ndarray
+    ids: np.ndarray
     row_ids: np.ndarray
-    router: np.ndarray
-    gate_up: np.ndarray
-    down: np.ndarray
+    state: dict[str, np.ndarray]
     dy: np.ndarray
 
 
-def problem(seed=0, rows=4, positions=8, width=8, experts=8, hidden=4) -> Problem:
-    """Four tokens of five are valid."""
+class Outcome(NamedTuple):
+    value: np.ndarray
+    y: np.ndarray
+    """Of the routed experts and the zero-computation ones together."""
+    sums: dict[str, np.ndarray]
+    gradients: dict[str, np.ndarray]
+
+
+def f32(a):
+    return np.asarray(a, np.float32)
+
+
+def problem(moe, seed=0, rows=4, positions=8, width=8, latent=None) -> Problem:
+    """Four tokens of five are valid. Biases are dyadic, so that their sums are exact; with `latent`, z is not x."""
     rng = np.random.default_rng(seed)
-
-    def f32(a):
-        return np.asarray(a, np.float32)
-
-    return Problem(
-        x=f32(rng.integers(-12, 13, (rows, positions, width)) / 8),
-        valid=rng.random((rows, positions)) < 0.8,
-        row_ids=np.arange(rows, dtype=np.int32),
-        router=f32(rng.integers(-8, 9, (width, experts)) / 8),
-        gate_up=f32(rng.normal(size=(experts, width, 2, hidden))),
-        down=f32(rng.normal(size=(experts, hidden, width))),
-        dy=f32(rng.normal(size=(rows, positions, width))),
+    x = f32(rng.integers(-12, 13, (rows, positions, width)) / 8)
+    heads = {n: f32(rng.integers(-8, 9, (width, c)) / 8) for n, c in ROUTERS[moe.router].heads(moe).items()}
+    if "spread" in heads:  # noise of a size near that of logits: losses divide by it
+        heads["spread"] /= 8
+    inner, each = latent or width, moe.num_experts // len(of_classes(moe))
+    experts = tuple(
+        (f32(rng.normal(size=(each, inner, 2, f))), f32(rng.normal(size=(each, f, inner)))) for f in of_classes(moe)
     )
+    number = zero_experts.constants(moe)
+    return Problem(
+        x=x,
+        z=f32(rng.normal(size=(rows, positions, latent))) if latent else None,
+        heads=heads,
+        experts=experts,
+        constants=f32(rng.normal(size=(number, width))) if number else None,
+        valid=rng.random((rows, positions)) < 0.8,
+        ids=rng.integers(0, 2**31, (rows, positions)).astype(np.int32),
+        row_ids=np.arange(rows, dtype=np.int32),
+        state=state_of(moe, rng),
+        dy=f32(rng.normal(size=(rows, positions, inner))),
+    )
+
+
+def state_of(moe, rng):
+    """Biases of a few eighths, thresholds about a half: some are equal."""
+    state = {name: f32(rng.integers(-2, 3, np.shape(v)) / 8) for name, v in balancers.init(moe).items()}
+    state |= {name: np.ones_like(v) for name, v in state.items() if name.endswith("_weight")}
+    keeper = ROUTERS[moe.router].keeper
+    kept = {} if keeper is None else keeper.init(moe)
+    return state | {name: f32(0.5 + rng.integers(-1, 2, v.shape) / 8) for name, v in kept.items()}
 
 
 def all_to(p: Problem, expert: int) -> Problem:
     """The same problem with a router that sends every token to one expert first."""
-    x, router = p.x.copy(), p.router / 8
+    x, logits = p.x.copy(), p.heads["logits"] / 8
     x[..., 0] = 1
-    router[0, expert] = 4
-    return p._replace(x=x, router=router)
+    logits[0, expert] = 4
+    return p._replace(x=x, heads=p.heads | {"logits": logits})
 
 
-def spec_of(moe, factor) -> oracle.Spec:
-    """The oracle's view of a config."""
-    return oracle.Spec(
-        moe.num_experts,
-        moe.top_k,
-        moe.router,
-        moe.renormalize,
-        moe.gate_scale,
-        factor,
-        moe.group_rows,
-        moe.group_window,
-    )
+# ---- the library --------------------------------------------------------------------------------------------------
 
 
-def put(p: Problem, mesh):
-    """The problem as the layer's arguments, placed on the mesh."""
+def put(p: Problem, mesh, coefficients=COEFFICIENTS, recorded=None):
+    """The arguments of `value_of`, placed on the mesh; what is differentiated comes first."""
 
     def place(a, *names):
-        return jax.device_put(a, jax.NamedSharding(mesh, sharding.spec(*names)))
+        return None if a is None else jax.device_put(a, jax.NamedSharding(mesh, sharding.spec(*names)))
 
-    tokens = layer.Tokens(
-        place(p.valid, "batch", None), place(p.valid.astype(np.int32), "batch", None), place(p.row_ids, "batch")
+    vectors = ("batch", None, None)
+    experts = tuple(
+        Weights(
+            place(up, "expert", "expert_storage", None, "expert_hidden"),
+            place(down, "expert", "expert_hidden_storage", None),
+        )
+        for up, down in p.experts
     )
-    weights = Weights(
-        place(p.gate_up, "expert", "expert_storage", None, "expert_hidden"),
-        place(p.down, "expert", "expert_hidden_storage", None),
-    )
-    return (
-        place(p.x, "batch", None, None),
-        layer.Parameters(place(p.router), weights),
-        tokens,
-        place(p.dy, "batch", None, None),
-    )
+    heads = {name: place(weight) for name, weight in p.heads.items()}
+    valid, labels, ids = (place(a, "batch", None) for a in (p.valid, p.valid.astype(np.int32), p.ids))
+    tokens = layer.Tokens(valid, labels, place(p.row_ids, "batch"), ids)
+    learned = place(p.x, *vectors), place(p.z, *vectors), layer.Parameters(heads, experts, place(p.constants))
+    state = {name: place(v) for name, v in p.state.items()}
+    recorded = jax.tree.map(lambda a: place(np.asarray(a), "batch"), recorded)
+    return learned, tokens, state, place(p.dy, *vectors), jnp.asarray(coefficients, jnp.float32), recorded
 
 
-def _value(x, parameters, tokens, dy, coefficients, moe, mode):
-    y, sums = layer.sparse_layer(x, tokens, parameters, noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), moe, mode)
-    sums = {name: jnp.sum(s, axis=0, dtype=s.dtype) for name, s in sums.items()}
-    aux = coefficients[0] * balance.load_balance(sums) + coefficients[1] * balance.router_z(sums)
-    return jnp.sum(y.astype(jnp.float32) * dy) + aux, (y, sums)
+def moment():
+    return layer.Moment(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.int32(STEP))
+
+
+def value_of(learned, tokens, state, dy, coefficients, recorded, moe, mode):
+    """sum(y * dy) + coefficients . losses, and what the layer returns."""
+    x, z, parameters = learned
+    z = x if z is None else z
+    result = layer.sparse_layer(x, z, tokens, parameters, state, moment(), moe, mode, recorded)
+    sums = {name: jnp.sum(s, axis=0, dtype=s.dtype) for name, s in result.sums.items()}
+    y = result.routed if result.local is None else result.routed + result.local
+    value = jnp.sum(y.astype(jnp.float32) * dy)
+    on = {**balancers.active(moe), **{name: balancers.BALANCERS[name] for name in balancers.ALWAYS}}
+    for name, c in zip(LOSSES, coefficients, strict=True):
+        value = value + c * on[name].loss(sums, moe) if name in on else value
+    return value, (y, sums, result.recorded)
 
 
 _COMPILED = {}
 
 
-def compiled(p: Problem, mesh, moe, mode):
-    """The layer with its gradients, compiled once per mesh, config and shapes."""
-    key = (mesh, moe, mode, tuple(a.shape for a in p), p.x.dtype)
+def tables(moe):
+    """The entries of the library's tables that a config reads: keys of what is compiled, so that a test may replace them."""
+    return ROUTERS[moe.router], ORDERS[moe.order], TRANSPORTS[moe.transport], *balancers.BALANCERS.values()
+
+
+def compiled(p: Problem, mesh, moe, mode, recorded=None, backward=True):
+    """The layer, with its gradients unless told otherwise, compiled once per mesh, config and shapes."""
+    shapes = tuple(a.shape for a in jax.tree.leaves(p))
+    key = (mesh, moe, mode, tables(moe), shapes, p.x.dtype, recorded is None, backward)
     if key not in _COMPILED:
-        step = jax.value_and_grad(functools.partial(_value, moe=moe, mode=mode), argnums=(0, 1), has_aux=True)
+        step = functools.partial(value_of, moe=moe, mode=mode)
+        step = jax.value_and_grad(step, has_aux=True) if backward else step
         with jax.set_mesh(mesh):
-            _COMPILED[key] = jit(step).lower(*put(p, mesh), jnp.zeros(2, jnp.float32)).compile()
+            _COMPILED[key] = jit(step).lower(*put(p, mesh, recorded=recorded)).compile()
     return _COMPILED[key]
 
 
-def forward(p: Problem, mesh, moe, mode):
-    """The layer alone, compiled."""
-    x, parameters, tokens, _ = put(p, mesh)
-    key, depth = noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER)
+def forward(p: Problem, mesh, moe, mode, recorded=None):
+    """(y, sums, recorded routing) of the layer alone, as NumPy."""
+    step = compiled(p, mesh, moe, mode, recorded, backward=False)
     with jax.set_mesh(mesh):
-        step = jit(lambda x, tokens, parameters: layer.sparse_layer(x, tokens, parameters, key, depth, moe, mode))
-        return step.lower(x, tokens, parameters).compile()
+        _, out = step(*put(p, mesh, recorded=recorded))
+    return jax.tree.map(np.asarray, out)
 
 
-def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS):
-    """(value, y, sums, (dx, d_router, d_gate_up, d_down)) of the library, as NumPy."""
-    step = compiled(p, mesh, moe, mode)
+def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS, recorded=None):
+    """The library's Outcome as NumPy, and the recorded routing where the mode records."""
+    step = compiled(p, mesh, moe, mode, recorded)
     with jax.set_mesh(mesh):
-        (value, (y, sums)), (dx, d) = step(*put(p, mesh), jnp.asarray(coefficients, jnp.float32))
-    return jax.tree.map(np.asarray, (value, y, sums, (dx, d.router, d.experts.gate_up, d.experts.down)))
+        out = step(*put(p, mesh, coefficients, recorded))
+    (value, (y, sums, kept)), (dx, dz, d) = jax.tree.map(np.asarray, out)
+    gate_up, down = padded([(w.gate_up, w.down) for w in d.experts])
+    gradients = {"x": dx, "gate_up": gate_up, "down": down}
+    others = {"z": dz, "router": d.router.get("logits"), "spread": d.router.get("spread"), "constant": d.constants}
+    gradients |= {name: g for name, g in others.items() if g is not None}
+    outcome = Outcome(value, y, sums, gradients)
+    return (outcome, kept) if mode.record else outcome
 
 
-def expected(p: Problem, moe, mode, coefficients=COEFFICIENTS):
-    """The same of the oracle, which is handed the noise."""
+# ---- the oracle ---------------------------------------------------------------------------------------------------
+
+
+def spec_of(moe, factor, step=STEP) -> oracle.Spec:
+    """The oracle's view of a config."""
+    now = None
+    if moe.top_k_start is not None:
+        now = min(moe.top_k, moe.top_k_start + (moe.top_k - moe.top_k_start) * step // moe.top_k_steps)
+    return oracle.Spec(
+        moe.num_experts, moe.top_k, moe.router, moe.score, moe.renormalize, moe.gate_scale, factor, moe.group_rows,
+        moe.group_window, moe.zero_experts, moe.order, moe.reroute, moe.router_dropout, moe.router_groups,
+        moe.router_groups_kept, moe.sinkhorn, moe.top_p, moe.hash_by, now, moe.soft_slots, moe.zero_share,
+        moe.activation_clamp,
+    )  # fmt: skip
+
+
+def bias_of(state):
+    """What of a layer's state is added to selection."""
+    biases = [v for name, v in state.items() if name.endswith("_bias")]
+    return sum(biases) if biases else None
+
+
+def padded(experts):
+    """Classes of widths as one array each: hidden units of zero weights add nothing and get no gradient."""
+    most = max(down.shape[1] for _, down in experts)
+
+    def pad(a, axis):
+        wide = [(0, most - a.shape[axis] if i == axis else 0) for i in range(a.ndim)]
+        return np.pad(a, wide)
+
+    return (np.concatenate(parts) for parts in zip(*((pad(up, 3), pad(down, 1)) for up, down in experts), strict=True))
+
+
+def expected(p: Problem, moe, mode, coefficients=COEFFICIENTS) -> Outcome:
+    """The oracle's, which is handed the noise."""
 
     def draw(use, *shape):
-        return np.asarray(
-            noise.uniform(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.asarray(p.row_ids), use, *shape)
-        )
+        return np.asarray(noise.uniform(moment().key, moment().layer, jnp.asarray(p.row_ids), use, *shape))
 
-    uniform = draw("router", p.x.shape[1]) if mode.training and moe.router == "gshard" else None
+    positions, kind, spec = p.x.shape[1], ROUTERS[moe.router], spec_of(moe, mode.capacity_factor)
+    draws = oracle.Draws()
+    if kind.noise(moe) and (mode.training or kind.always_random):
+        draws.router = draw("router", positions, kind.noise(moe))
+    if mode.training and moe.router_dropout:
+        draws.dropout = draw("dropout", positions, columns(moe))
     wiggle = 1 - moe.jitter + 2 * moe.jitter * draw("jitter", *p.x.shape[1:]) if mode.training and moe.jitter else None
-    return oracle.layer(
-        p.x, p.valid, p.router, p.gate_up, p.down, spec_of(moe, mode.capacity_factor),
-        uniform=uniform, wiggle=wiggle, dy=p.dy, coefficients=coefficients,
+    parts = {"group": oracle.groups(p.valid.shape, spec), "sequence": oracle.sequences(p.valid.shape)}
+    on = {**balancers.active(moe), **{name: None for name in balancers.ALWAYS}}
+    gate_up, down = padded(p.experts)
+    more = {"ids": p.ids, "bias": bias_of(p.state), "threshold": p.state.get("threshold"), "layer": LAYER}
+    more |= {"draws": draws, "spread": p.heads.get("spread"), "constant": p.constants}
+    more |= {"parts": parts.get(moe.load_balance_scope), "z": p.z}
+    return Outcome(
+        *oracle.layer(
+            p.x, p.valid, p.heads.get("logits"), gate_up, down, spec, wiggle=wiggle, dy=p.dy,
+            coefficients={LOSSES[name]: c for name, c in zip(LOSSES, coefficients, strict=True) if name in on}, **more,
+        )
     )  # fmt: skip
+
+
+# ---- comparison ---------------------------------------------------------------------------------------------------
 
 
 def close(actual, wanted, rtol=1e-5, what=""):
@@ -157,12 +262,26 @@ def close(actual, wanted, rtol=1e-5, what=""):
         np.testing.assert_allclose(actual / scale, wanted / scale, rtol=0, atol=rtol, err_msg=what)
 
 
-def same(actual, wanted, rtol=1e-5):
-    """Every part of what `run` and `expected` return."""
-    (value, y, sums, gradients), (value_, y_, sums_, gradients_) = actual, wanted
-    for name in sums_:
-        close(sums[name], sums_[name], rtol, name)
-    close(y, y_, rtol, "y")
-    for name, a, b in zip(("x", "router", "gate_up", "down"), gradients, gradients_, strict=True):
-        close(a, b, rtol, f"gradient of {name}")
-    close(value, value_, 10 * rtol, "value")
+RENAMED = {"smooth_load": "expected_load"}
+"""Of a sum of the oracle in the library."""
+OPTIONAL = {"importance", "smooth_load"}
+"""Sums that are there only where a balancer reads them."""
+
+
+def same_sums(sums, wanted, rtol=1e-5):
+    """Every sum of the oracle's, those that a balancer alone reads where one does."""
+    for name, value in wanted.items():
+        key = RENAMED.get(name, name)
+        if key in sums or name not in OPTIONAL:
+            close(sums[key], value, rtol, name)
+    assert sums["routed"] + sums["rerouted"] + sums["dropped"] == sums["requested"]
+
+
+def same(actual: Outcome, wanted: Outcome, rtol=1e-5):
+    """Sums, outputs and the gradient of everything learned."""
+    same_sums(actual.sums, wanted.sums, rtol)
+    close(actual.y, wanted.y, rtol, "y")
+    assert set(actual.gradients) == set(wanted.gradients)
+    for name, gradient in wanted.gradients.items():
+        close(actual.gradients[name], gradient, rtol, f"gradient of {name}")
+    close(actual.value, wanted.value, 10 * rtol, "value")

@@ -18,7 +18,7 @@ EVERYTHING = [
 ]
 
 LEVELS = [
-    {"errors", "compat"},
+    {"errors", "compat", "config_moe"},
     {"arrays", "config"},
     {"mesh", "sharding"},
     {"kernels"},
@@ -27,7 +27,8 @@ LEVELS = [
     {"models"},
     {"data", "checkpoint"},
     {"train"},
-    {"plan", "report", "bench"},
+    {"plan", "report"},
+    {"bench"},
     {"cli"},
 ]
 """Imports go from a lower line to a higher one, or stay inside a folder. `config` may be read by all below it, errors by all."""

@@ -16,9 +16,10 @@ from moejax import mesh as meshes
 from moejax.bench import timing
 from moejax.kernels.grouped_mlp.weights import swiglu
 from moejax.layers import context as ctx
-from moejax.layers.feed_forward import Dense, Sparse
+from moejax.layers.feed_forward import Dense, Side, Sparse
 from moejax.moe.layer import Mode, Tokens
 
+NO_SIDE = Side({}, None)
 SKEWS: dict[str, Callable[[int], np.ndarray]] = {
     "balanced": lambda experts: np.zeros(experts),
     "zipf": lambda experts: -1.2 * np.log(np.arange(1, experts + 1)),
@@ -54,13 +55,14 @@ def _case(cfg: config.Config, mesh: jax.sharding.Mesh, skew: str, rounds: int) -
     # A constant feature lets the router's own weight carry the skew: the layer is run as it is.
     constant = (jnp.arange(model.width) == 0)[:, None]
     carried = jnp.asarray(SKEWS[skew](model.moe.num_experts), jnp.float32)[None, :]
-    sparse.router[...] = jnp.where(constant, carried, sparse.router[...])
+    weight = sparse.router["logits"]
+    weight[...] = jnp.where(constant, carried, weight[...])
     x = jax.random.normal(jax.random.key(2), (cfg.data.batch, cfg.data.context, model.width))
     x = _placed(x.at[..., 0].set(1.0).astype(model.compute_dtype))
     context, mode = _context(cfg), Mode(training=True, capacity_factor=model.moe.capacity_factor)
 
     def layer(module: nnx.Module, x: jax.Array) -> jax.Array:
-        return module(x, context, jnp.int32(0), mode)[0]
+        return module(x, context, jnp.int32(0), mode, NO_SIDE)[0]
 
     calls = {
         "sparse": _pair(layer, sparse, x),
@@ -69,7 +71,7 @@ def _case(cfg: config.Config, mesh: jax.sharding.Mesh, skew: str, rounds: int) -
     }
     flat = {f"{name} {kind}": call for name, pair in calls.items() for kind, call in pair.items()}
     times = timing.interleaved(flat, rounds)
-    load = np.asarray(sparse(x, context, jnp.int32(0), mode)[1]["load"]).sum(0)
+    load = np.asarray(sparse(x, context, jnp.int32(0), mode, NO_SIDE)[1]["sums"]["load"]).sum(0)
     result: dict[str, Any] = {"skew": skew, "max_load_over_mean": float(load.max() / load.mean())}
     for kind in ("forward", "both"):
         ms = {name: times[f"{name} {kind}"] for name in calls}
@@ -110,9 +112,10 @@ def _even_rows(cfg: config.Config, model: config.Model) -> tuple[tuple[jax.Array
 
 def _context(cfg: config.Config) -> ctx.Context:
     shape = cfg.data.batch, cfg.data.context
-    tokens = _placed(Tokens(jnp.ones(shape, bool), jnp.zeros(shape, jnp.int32), jnp.arange(shape[0], dtype=jnp.int32)))
+    ids, rows = jnp.zeros(shape, jnp.int32), jnp.arange(shape[0], dtype=jnp.int32)
+    tokens = _placed(Tokens(jnp.ones(shape, bool), ids, rows, ids))
     nothing = jnp.zeros((1, 1))
-    return ctx.Context(jnp.ones((shape[0], 1, 1, 1), bool), nothing, nothing, tokens, jax.random.key(0))
+    return ctx.Context(jnp.ones((shape[0], 1, 1, 1), bool), nothing, nothing, tokens, jax.random.key(0), jnp.int32(0))
 
 
 def table(result: dict[str, Any]) -> str:

@@ -25,7 +25,13 @@ class Times:
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
-    """Calls each function once a round, in an order that rotates, after one round that compiles."""
+    """Percentiles of `samples`."""
+    seconds = samples(calls, rounds)
+    return {name: Times(*(float(np.percentile(s, q)) for q in (50, 10, 90))) for name, s in seconds.items()}
+
+
+def samples(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function, called once a round in an order that rotates, after one round that compiles."""
     names = list(calls)
     for name in names:
         jax.block_until_ready(calls[name]())
@@ -35,7 +41,19 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
             began = time.perf_counter()
             jax.block_until_ready(calls[name]())
             seconds[name].append(time.perf_counter() - began)
-    return {name: Times(*(float(np.percentile(s, q)) for q in (50, 10, 90))) for name, s in seconds.items()}
+    return seconds
+
+
+def ratios(calls: Mapping[str, Callable[[], Any]], base: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Of each function to `base`, round by round: median, 10th and 90th percentile of the ratio."""
+    seconds = samples(calls, rounds)
+    found = {}
+    for name, mine in seconds.items():
+        ratio = np.asarray(mine) / np.asarray(seconds[base])
+        found[name] = {
+            q: round(float(np.percentile(ratio, p)), 4) for q, p in (("median", 50), ("low", 10), ("high", 90))
+        }
+    return found
 
 
 def machine() -> dict[str, Any]:

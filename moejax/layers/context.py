@@ -21,6 +21,8 @@ class Context(NamedTuple):
     tokens: Tokens
     key: Array
     """The step's noise key."""
+    step: Array
+    """Updates made, i32."""
 
 
 def attention_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
@@ -31,4 +33,4 @@ def attention_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
 
 
 def tokens_of(batch: Batch) -> Tokens:
-    return Tokens(batch.valid, batch.labels, batch.row_ids)
+    return Tokens(batch.valid, batch.labels, batch.row_ids, batch.tokens)

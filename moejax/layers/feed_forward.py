@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from moejax import config, sharding
-from moejax.arrays import Stats
 from moejax.kernels.grouped_mlp import Weights
 from moejax.kernels.grouped_mlp.weights import swiglu
 from moejax.layers import init
 from moejax.layers.context import Context
-from moejax.moe.layer import Mode, Parameters, sparse_layer
+from moejax.moe import routers, widths, zero_experts
+from moejax.moe.layer import Mode, Moment, Parameters, sparse_layer
+from moejax.moe.records import State
+from moejax.moe.replay import Recorded
+
+Outcome = dict[str, Any]
+"""What a channel reports: `sums` with a leading shard axis, and `recorded` routing where it was asked for."""
 
 
 class SwiGLU(nnx.Module):
@@ -29,32 +37,73 @@ class SwiGLU(nnx.Module):
         return jnp.einsum("btf,fd->btd", swiglu(h), sharding.gather(self.down, x.dtype))
 
 
+class Side(NamedTuple):
+    """What a channel takes and gives beside the residual stream."""
+
+    state: State
+    """Of this layer; empty where it keeps none."""
+    recorded: Recorded | None
+    """Routing to play back."""
+
+
 class Dense(nnx.Module):
     """The dense feed-forward layer."""
 
     def __init__(self, model: config.Model, *, rngs: nnx.Rngs):
         self.mlp = SwiGLU(model, model.hidden, rngs=rngs)
 
-    def __call__(self, x: Array, context: Context, layer: Array, mode: Mode) -> tuple[Array, Stats]:
+    def __call__(self, x: Array, context: Context, layer: Array, mode: Mode, side: Side) -> tuple[Array, Outcome]:
         return self.mlp(x), {}
 
 
 class Sparse(nnx.Module):
-    """Routed experts, and a shared one where the config has it."""
+    """Routed experts of one or more widths, and around them what the config has: a latent width, zero-computation experts, a
+    shared expert."""
 
     def __init__(self, model: config.Model, *, rngs: nnx.Rngs):
-        d, e, f = model.width, model.moe.num_experts, model.moe.hidden
+        moe, d, inner = model.moe, model.width, model.moe.latent or model.width
         gain = (2 * model.repeats * len(model.pattern)) ** -0.5
-        self.moe = model.moe
-        self.router = init.normal(rngs, (d, e), ("storage", None), fan_in=d)
+        self.moe = moe
+        heads = routers.ROUTERS[moe.router].heads(moe)
+        self.router = nnx.Dict(
+            {name: init.normal(rngs, (d, n), ("storage", None), fan_in=d) for name, n in heads.items()}
+        )
+        classes = widths.of_classes(moe)
+        e, last = moe.num_experts // len(classes), 1.0 if moe.latent else gain
         gate_up_dims = ("expert", "expert_storage", None, "expert_hidden")
-        self.gate_up = init.normal(rngs, (e, d, 2, f), gate_up_dims, fan_in=d)
-        self.down = init.normal(rngs, (e, f, d), ("expert", "expert_hidden_storage", None), fan_in=f, gain=gain)
-        self.shared = SwiGLU(model, model.moe.shared_hidden, rngs=rngs) if model.moe.shared_hidden else None
+        down_dims = ("expert", "expert_hidden_storage", None)
+        self.gate_up = nnx.List([init.normal(rngs, (e, inner, 2, f), gate_up_dims, fan_in=inner) for f in classes])
+        self.down = nnx.List([init.normal(rngs, (e, f, inner), down_dims, fan_in=f, gain=last) for f in classes])
+        self.into = init.normal(rngs, (d, inner), ("storage", None), fan_in=d) if moe.latent else None
+        self.out = init.normal(rngs, (inner, d), (None, "storage"), fan_in=inner, gain=gain) if moe.latent else None
+        number = zero_experts.constants(moe)
+        self.constants = init.normal(rngs, (number, d), (None, "storage"), fan_in=d, decay=False) if number else None
+        self.shared = SwiGLU(model, moe.shared_hidden, rngs=rngs) if moe.shared_hidden else None
+        self.shared_gate = init.normal(rngs, (d, 1), ("storage", None), fan_in=d) if moe.shared_gate else None
 
-    def __call__(self, x: Array, context: Context, layer: Array, mode: Mode) -> tuple[Array, Stats]:
-        parameters = Parameters(sharding.gather(self.router), Weights(self.gate_up[...], self.down[...]))
-        y, stats = sparse_layer(x, context.tokens, parameters, context.key, layer, self.moe, mode)
+    def __call__(self, x: Array, context: Context, layer: Array, mode: Mode, side: Side) -> tuple[Array, Outcome]:
+        weights = tuple(Weights(up[...], down[...]) for up, down in zip(self.gate_up, self.down, strict=True))
+        heads = {name: sharding.gather(self.router[name]) for name in sorted(self.router)}
+        constants = None if self.constants is None else sharding.gather(self.constants)
+        z = x if self.into is None else jnp.einsum("btd,dl->btl", x, sharding.gather(self.into, x.dtype))
+        moment = Moment(context.key, layer, context.step)
+        parameters = Parameters(heads, weights, constants)
+        result = sparse_layer(x, z, context.tokens, parameters, side.state, moment, self.moe, mode, side.recorded)
+        y = result.routed
+        if self.out is not None:
+            y = jnp.einsum("btl,ld->btd", y, sharding.gather(self.out, y.dtype))
+        if result.local is not None:
+            y = y + result.local
         if self.shared is not None:
-            y = y + self.shared(x)
-        return y, stats
+            y = y + self._of_shared(x)
+        recorded = {} if result.recorded is None else {"recorded": result.recorded}
+        return y, {"sums": result.sums, **recorded}
+
+    def _of_shared(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The shared expert, times sigmoid(x . v) where it is gated (Qwen2-MoE 2024)."""
+        assert self.shared is not None
+        y = self.shared(x)
+        if self.shared_gate is None:
+            return y
+        logit = jnp.einsum("btd,dn->btn", x.astype(jnp.float32), sharding.gather(self.shared_gate))
+        return y * jax.nn.sigmoid(logit).astype(y.dtype)

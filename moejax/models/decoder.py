@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from moejax import config, sharding
-from moejax.arrays import Batch, Stats
+from moejax.arrays import Batch
 from moejax.errors import ConfigError
 from moejax.layers import context as ctx
 from moejax.layers import init, kinds
+from moejax.layers.feed_forward import Outcome, Side
 from moejax.layers.norms import RMSNorm
 from moejax.layers.positions import rotary_angles
 from moejax.models import remat
 from moejax.moe.layer import Mode
+from moejax.moe.records import State
+from moejax.moe.replay import Recorded
+
+Routing = dict[str, State]
+"""State of the layers of each kind of channel, stacked in order of depth."""
+Recordings = dict[str, Recorded]
 
 
 class Layer(nnx.Module):
@@ -28,12 +37,12 @@ class Layer(nnx.Module):
         self.channel_norm = RMSNorm(model.width, model.norm_epsilon)
         self.channel = kinds.CHANNELS[channel](model, rngs=rngs)
 
-    def __call__(self, x: Array, context: ctx.Context, layer: Array, mode: Mode) -> tuple[Array, Stats]:
+    def __call__(self, x: Array, context: ctx.Context, layer: Array, mode: Mode, side: Side) -> tuple[Array, Outcome]:
         with jax.named_scope("mixer"):
             x = x + self.mixer(self.mixer_norm(x), context)
         with jax.named_scope("channel"):
-            y, stats = self.channel(self.channel_norm(x), context, layer, mode)
-        return x + y, stats
+            y, outcome = self.channel(self.channel_norm(x), context, layer, mode, side)
+        return x + y, outcome
 
 
 class Block(nnx.Module):
@@ -55,8 +64,14 @@ class Decoder(nnx.Module):
         self.final_norm = RMSNorm(d, model.norm_epsilon)
         self.unembedding = init.normal(rngs, (d, v), ("storage", None), fan_in=d)
 
-    def __call__(self, batch: Batch, key: Array, mode: Mode) -> tuple[Float[Array, "B T D"], dict[str, Stats]]:
-        """Final hidden vectors, and the sums of each kind of channel stacked over its layers in order of depth."""
+    def __call__(
+        self, batch: Batch, key: Array, mode: Mode, routing: Routing, step: Array, recorded: Recordings | None = None
+    ) -> tuple[Float[Array, "B T D"], dict[str, Outcome]]:
+        """Final hidden vectors, and what each kind of channel reports, stacked over its layers in order of depth.
+
+        `routing` is the state of every kind of channel, `recorded` routing to play back, both stacked alike; `step` the
+        updates made.
+        """
         model = self.model
         dtype = jnp.dtype(model.compute_dtype)
         table = sharding.gather(self.embedding, dtype)
@@ -66,28 +81,48 @@ class Decoder(nnx.Module):
             *rotary_angles(batch.tokens.shape[1], model.head_dim, model.rope_theta),
             ctx.tokens_of(batch),
             key,
+            step,
         )
 
-        def body(x: Array, scanned: tuple[Block, Array]) -> tuple[Array, list[Stats]]:
-            block, first = scanned
-            sums = []
-            for i, layer in enumerate(block.layers):
-                x, stats = layer(x, context, first + i, mode)
-                sums.append(stats)
-            return x, sums
+        channels = kinds.channels(model)
+        sides = [
+            Side(*pair) for pair in zip(of_layers(channels, routing, {}), of_layers(channels, recorded), strict=True)
+        ]
+
+        def body(x: Array, scanned: tuple[Block, Array, list[Side]]) -> tuple[Array, list[Outcome]]:
+            block, first, sides = scanned
+            outcomes = []
+            for i, (layer, side) in enumerate(zip(block.layers, sides, strict=True)):
+                x, outcome = layer(x, context, first + i, mode, side)
+                outcomes.append(outcome)
+            return x, outcomes
 
         depth = len(model.pattern) * jnp.arange(model.repeats, dtype=jnp.int32)
-        x, sums = jax.lax.scan(remat.wrap(body, model.remat), x, (self.blocks, depth), unroll=model.unroll)
-        return self.final_norm(x), by_kind(kinds.channels(model), sums)
+        scanned = (self.blocks, depth, sides)
+        x, outcomes = jax.lax.scan(remat.wrap(body, model.remat), x, scanned, unroll=model.unroll)
+        return self.final_norm(x), by_kind(channels, outcomes)
 
 
-def by_kind(channels: list[str], sums: list[Stats]) -> dict[str, Stats]:
+def by_kind(channels: list[str], outcomes: list[Outcome]) -> dict[str, Outcome]:
     """Per layer of the pattern [repeats, ...] -> per kind of channel [layers, ...], in order of depth."""
-    found: dict[str, list[Stats]] = {}
-    for channel, stats in zip(channels, sums, strict=True):
-        if stats:
-            found.setdefault(channel, []).append(stats)
+    found: dict[str, list[Outcome]] = {}
+    for channel, outcome in zip(channels, outcomes, strict=True):
+        if outcome:
+            found.setdefault(channel, []).append(outcome)
     return {kind: jax.tree.map(_interleave, *parts) for kind, parts in found.items()}
+
+
+def of_layers(channels: list[str], stacked: dict[str, Any] | None, missing: Any = None) -> list[Any]:
+    """The inverse of `by_kind`: per kind [layers, ...] -> per layer of the pattern [repeats, ...]."""
+    places = {kind: [i for i, c in enumerate(channels) if c == kind] for kind in channels}
+
+    def one(i: int, kind: str) -> Any:
+        if not stacked or kind not in stacked:
+            return missing
+        of_kind = places[kind]
+        return jax.tree.map(lambda x: x.reshape(-1, len(of_kind), *x.shape[1:])[:, of_kind.index(i)], stacked[kind])
+
+    return [one(i, kind) for i, kind in enumerate(channels)]
 
 
 def _interleave(*parts: Array) -> Array:

@@ -1,22 +1,16 @@
-"""Choices -> an Assignment: who gets a slot. Capacity is counted per group, over valid tokens, by (position, choice).
-
-Places given token by token keep the past free of the future: a later token never takes an earlier one's slot.
-"""
+"""Groups of tokens and their capacity, counted over valid tokens in exact integers."""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from moejax import config
-from moejax.arrays import NOWHERE, Assignment, count, running_sum
+from moejax.arrays import NOWHERE
 from moejax.errors import ConfigError
-from moejax.moe.names import ASSIGNMENT, keep
-from moejax.moe.router import Choice
 
 
 def check(moe: config.MoE, context: int) -> None:
@@ -80,24 +74,3 @@ def capacity(factor: float | None, k: int, experts: int, tokens: Int[Array, " G"
     ratio = Fraction(str(factor)) * k / experts
     slots = -(-ratio.numerator * tokens // ratio.denominator)
     return min(slots, tokens) if isinstance(tokens, int) else jnp.minimum(slots, tokens)
-
-
-def place(choice: Choice, valid: Bool[Array, "G S"], limit: Int[Array, " G"], experts: int) -> Assignment:
-    """Slots by (position, choice): the rank of a request among those for the same expert in its group, if below the limit."""
-    groups, size, k = choice.expert.shape
-    asked = choice.wanted & valid[..., None]
-    asks = jax.nn.one_hot(choice.expert, experts, dtype=bool) & asked[..., None]
-    per_token = count(asks, axis=2)
-    before = running_sum(per_token, axis=1) - per_token
-    same = (choice.expert[..., :, None] == choice.expert[..., None, :]) & asked[..., None, :]
-    earlier = count(same & jnp.tril(jnp.ones((1, 1, k, k), bool), -1), axis=-1)
-    rank = jnp.take_along_axis(before, choice.expert, axis=-1) + earlier
-    slot = jnp.where(asked & (rank < limit[:, None, None]), rank, NOWHERE)
-    token = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32)[None, :, None], (groups, size, k))
-    flat = (groups, size * k)
-    return Assignment(
-        token=token.reshape(flat),
-        expert=choice.expert.reshape(flat),
-        gate=choice.gate.reshape(flat),
-        slot=keep(slot, ASSIGNMENT).reshape(flat),
-    )

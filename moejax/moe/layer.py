@@ -1,4 +1,4 @@
-"""The sparse layer, its stages in order: route, assign, dispatch, experts, combine, count. One shard_map around them."""
+"""The sparse layer, its stages in order: route, assign, weigh, count, dispatch, experts, combine. One shard_map around them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moejax import config, sharding
-from moejax.arrays import Stats
+from moejax.arrays import Assignment, Stats
 from moejax.errors import ConfigError
 from moejax.kernels.grouped_matmul import pick
 from moejax.kernels.grouped_mlp import Weights
-from moejax.moe import assignment, balance, noise, router, stats, transport
+from moejax.moe import (
+    assignment,
+    balancers,
+    noise,
+    places,
+    replay,
+    routers,
+    specialise,
+    stats,
+    transport,
+    widths,
+    zero_experts,
+)
+from moejax.moe.records import Inputs, State, columns
+from moejax.moe.replay import Recorded
 from moejax.moe.transport.plan import Plan
 
 
@@ -27,7 +41,9 @@ class Mode:
     capacity_factor: float | None
     """None is dropless."""
     label_kinds: int = 0
-    """Kinds of labels to tabulate against experts; 0 for no table."""
+    """Kinds of labels to tabulate against experts, and experts against each other; 0 for no table."""
+    record: bool = False
+    """Return the integers of routing as well."""
 
 
 class Tokens(NamedTuple):
@@ -36,103 +52,215 @@ class Tokens(NamedTuple):
     valid: Bool[Array, "B T"]
     labels: Int[Array, "B T"]
     row_ids: Int[Array, " B"]
+    ids: Int[Array, "B T"]
+    """Vocabulary ids, for routers that hash them."""
 
 
 class Parameters(NamedTuple):
-    router: Float[Array, "D E"]
-    experts: Weights
+    router: dict[str, Array]
+    """f32[D, columns] of every head of the router."""
+    experts: tuple[Weights, ...]
+    """One for each width of experts."""
+    constants: Float[Array, "n D"] | None = None
+    """Vectors of the constant zero-computation experts."""
+
+
+class Moment(NamedTuple):
+    """When and where a layer runs: together with a row's id this seeds its noise."""
+
+    key: Array
+    """The step's noise key."""
+    layer: Int[Array, ""]
+    """Depth of the layer."""
+    step: Int[Array, ""]
+    """Updates made."""
+
+
+class Result(NamedTuple):
+    routed: Float[Array, "B T L"]
+    """Routed experts' output in the width they work in; zero for invalid tokens."""
+    local: Float[Array, "B T D"] | None
+    """Zero-computation experts' output; None where there are none."""
+    sums: Stats
+    """With a leading shard axis."""
+    recorded: Recorded | None
+    """Integers of routing, where the mode records."""
 
 
 def check(moe: config.MoE, context: int) -> None:
     """Every rule of the sparse layer that needs neither mesh nor batch."""
-    for name in ("num_experts", "hidden"):
+    for name in ("num_experts", "hidden", "alarm_after"):
         if getattr(moe, name) < 1:
             raise ConfigError(f"model.moe.{name}={getattr(moe, name)}: at least 1")
-    if moe.shared_hidden < 0:
-        raise ConfigError(f"model.moe.shared_hidden={moe.shared_hidden}: a width, or 0 for no shared expert")
-    router.check(moe)
+    for name in ("shared_hidden", "latent"):
+        if getattr(moe, name) < 0:
+            raise ConfigError(f"model.moe.{name}={getattr(moe, name)}: a width, or 0 for none")
+    if moe.shared_gate and not moe.shared_hidden:
+        raise ConfigError(
+            "model.moe.shared_gate=True with shared_hidden=0: there is nothing to gate; set shared_hidden"
+        )
+    if moe.activation_clamp is not None and not moe.activation_clamp > 0:
+        raise ConfigError(
+            f"model.moe.activation_clamp={moe.activation_clamp}: above 0 (gpt-oss uses 7), or null for none"
+        )
+    if not 0 <= moe.alarm_share < 1:
+        raise ConfigError(f"model.moe.alarm_share={moe.alarm_share}: a share in [0, 1); set 0.1")
+    widths.check(moe)
+    zero_experts.check(moe)
+    routers.check(moe)
     assignment.check(moe, context)
-    transport.check(moe)
-    balance.check(moe)
+    places.check(moe)
+    transport.check(moe, routers.ROUTERS[moe.router])
+    balancers.check(moe)
+    specialise.check(moe, routers.ROUTERS[moe.router])
     pick(moe.kernel, platform="any")  # named, because asking for it would start the devices
 
 
 def sparse_layer(
     x: Float[Array, "B T D"],
+    z: Float[Array, "B T L"],
     tokens: Tokens,
     parameters: Parameters,
-    key: Array,
-    layer: Array,
+    state: State,
+    moment: Moment,
     moe: config.MoE,
     mode: Mode,
-) -> tuple[Float[Array, "B T D"], Stats]:
-    """Routed experts' output for every valid token (zero for the rest), and this layer's sums with a leading shard axis.
+    recorded: Recorded | None = None,
+) -> Result:
+    """Routes by x and runs the experts on z (x itself, or its projection where experts are latent).
 
-    `key` is the step's noise key, `layer` the depth of this layer: together with a row's id they seed its noise.
+    `state` is this layer's, `recorded` plays its routing back.
     """
     rows, whole = sharding.spec("batch", "position"), sharding.spec()
-    vectors = sharding.spec("batch", "position", None)
+    vectors, groups = sharding.spec("batch", "position", None), sharding.spec("batch")
     weights = Weights(
         sharding.spec("expert", "expert_storage", None, "expert_hidden"),
         sharding.spec("expert", "expert_hidden_storage", None),
     )
     body = jax.shard_map(
-        lambda x, tokens, parameters, key, layer: _on_shard(x, tokens, parameters, key, layer, moe, mode),
-        in_specs=(vectors, Tokens(rows, rows, sharding.spec("batch")), Parameters(whole, weights), whole, whole),
-        out_specs=(vectors, sharding.spec("shard")),
+        lambda *arguments: _on_shard(*arguments, moe=moe, mode=mode),
+        in_specs=(
+            vectors,
+            vectors,
+            Tokens(rows, rows, groups, rows),
+            Parameters(whole, (weights,) * len(parameters.experts), whole),
+            whole,
+            whole,
+            groups,
+        ),
+        out_specs=Result(vectors, vectors, sharding.spec("shard"), groups),
     )
-    return body(x, tokens, parameters, key, layer)
+    return body(x, z, tokens, parameters, state, moment, recorded)
 
 
 def _on_shard(
-    x: Array, tokens: Tokens, parameters: Parameters, key: Array, layer: Array, moe: config.MoE, mode: Mode
-) -> tuple[Array, Stats]:
+    x: Array,
+    z: Array,
+    tokens: Tokens,
+    parameters: Parameters,
+    state: State,
+    moment: Moment,
+    recorded: Recorded | None,
+    *,
+    moe: config.MoE,
+    mode: Mode,
+) -> Result:
     """The whole layer on the rows of one shard; only `dispatch` and `combine` talk to other shards."""
     positions = x.shape[1]
-    kind = router.ROUTERS[moe.router]
-    random = mode.training and kind.random
-
+    kind = routers.ROUTERS[moe.router]
     with jax.named_scope("route"):
-        seen = x
-        if mode.training and moe.jitter > 0:
-            wiggle = noise.uniform(key, layer, tokens.row_ids, "jitter", *x.shape[1:])
-            seen = router.jittered(x, wiggle, moe.jitter)
-        drawn = noise.uniform(key, layer, tokens.row_ids, "router", positions) if random else None
-        logits = assignment.group(router.logits(seen, parameters.router), moe)
-        choice = kind.choose(logits, None if drawn is None else assignment.group(drawn, moe), moe)
-
-    with jax.named_scope("assign"):
-        valid = assignment.group(tokens.valid, moe)
+        inputs = _inputs(x, tokens, parameters.router, state, moment, moe, mode)
+        size = inputs.valid.shape[1]
+        slots = assignment.capacity(mode.capacity_factor, moe.top_k, moe.num_experts, size)
         limit = assignment.capacity(
-            mode.capacity_factor, moe.top_k, moe.num_experts, jnp.sum(valid, axis=1, dtype=jnp.int32)
+            mode.capacity_factor, moe.top_k, moe.num_experts, jnp.sum(inputs.valid, axis=1, dtype=jnp.int32)
         )
-        placed = assignment.place(choice, valid, limit, moe.num_experts)
+        routed = kind.assign(jax.tree.map(jax.lax.stop_gradient, inputs), limit, slots, moe)
+        routed, mismatch = (routed, {}) if recorded is None else replay.play(recorded, routed)
+        placed = kind.weigh(inputs, routed, moe)
 
     with jax.named_scope("count"):
-        sums = stats.router_sums(logits, choice, placed, valid)
-        if mode.label_kinds:
-            labels = assignment.group(tokens.labels, moe)
-            sums["labels"] = stats.label_table(placed, labels, mode.label_kinds, moe.num_experts)
+        seen = balancers.Seen(inputs, routed, placed, kind.distribution(inputs, moe), positions)
+        sums = stats.router_sums(seen) | balancers.sums(seen, moe) | mismatch
+        if kind.keeper is not None:
+            sums |= kind.keeper.sums(inputs, moe)
+        if mode.label_kinds and not kind.soft:  # a soft slot has no token whose label it could count
+            labels, width = assignment.group(tokens.labels, moe), seen.distribution.shape[-1]
+            sums["labels"] = stats.label_table(routed, labels, mode.label_kinds, width)
+            sums["coactivation"] = stats.coactivation(routed, inputs.valid, width)
 
-    size = valid.shape[1]
-    slots = assignment.capacity(mode.capacity_factor, moe.top_k, moe.num_experts, size)
-    plan = Plan(moe.num_experts, slots, jax.lax.axis_size(Plan.axis), size)
-    carrier = transport.for_capacity(moe, mode.capacity_factor)
+    shards = jax.lax.axis_size(Plan.axis)
+    plan = Plan(moe.num_experts, moe.soft_slots if kind.soft else slots, shards, size, len(parameters.experts))
+    carrier = transport.of(moe, kind, mode.capacity_factor)
     with jax.named_scope("dispatch"):
-        route = carrier.route(placed, plan)
-        rows = carrier.dispatch(route, assignment.group(x, moe))
+        route = carrier.route(widths.physical(placed, plan), plan)
+        rows = carrier.dispatch(route, assignment.group(z, moe))
     with jax.named_scope("experts"):
-        rows = carrier.experts(route, rows, _local_weights(parameters.experts, x.dtype), moe.kernel)
+        rows = carrier.experts(
+            route, rows, _local_weights(parameters.experts, z.dtype), moe.kernel, moe.activation_clamp
+        )
     with jax.named_scope("combine"):
-        y = carrier.combine(route, rows).astype(x.dtype)
-    return assignment.ungroup(y, moe, positions), jax.tree.map(lambda s: s[None], sums)
+        y = assignment.ungroup(carrier.combine(route, rows).astype(x.dtype), moe, positions)
+    if moe.orthogonality:
+        sums |= specialise.sums(carrier, route, rows, routed, inputs.valid)
+    local = None
+    if moe.zero_experts:
+        assert isinstance(placed, Assignment)
+        free = zero_experts.output(assignment.group(x, moe), placed, parameters.constants, moe)
+        local = assignment.ungroup(free.astype(x.dtype), moe, positions)
+    kept = replay.record(routed) if mode.record else None
+    return Result(y, local, jax.tree.map(lambda s: s[None], sums), kept)
 
 
-def _local_weights(weights: Weights, dtype: jnp.dtype) -> Weights:
+def _inputs(
+    x: Array,
+    tokens: Tokens,
+    heads: dict[str, Array],
+    state: State,
+    moment: Moment,
+    moe: config.MoE,
+    mode: Mode,
+) -> Inputs:
+    """What the router sees of a shard's rows: logits, noise and masks, in groups."""
+    positions, kind = x.shape[1], routers.ROUTERS[moe.router]
+
+    def draw(use: str, *shape: int) -> Array:
+        return noise.uniform(moment.key, moment.layer, tokens.row_ids, use, *shape)
+
+    def in_groups(rows: Array | None) -> Array | None:
+        return None if rows is None else assignment.group(rows, moe)
+
+    seen = x
+    if mode.training and moe.jitter > 0:
+        seen = routers.jittered(x, draw("jitter", *x.shape[1:]), moe.jitter)
+    logits = {name: assignment.group(routers.logits(seen, weight), moe) for name, weight in heads.items()}
+    drawn, hidden = None, None
+    if kind.noise(moe) and (mode.training or kind.always_random):
+        drawn = draw("router", positions, kind.noise(moe))
+    if mode.training and moe.router_dropout > 0:
+        hidden = draw("dropout", positions, columns(moe)) < moe.router_dropout
+    where = jnp.broadcast_to(jnp.arange(positions, dtype=jnp.int32)[None], tokens.ids.shape)
+    valid = assignment.group(tokens.valid, moe)
+    nothing = jnp.zeros_like(valid, shape=(*valid.shape, columns(moe)), dtype=jnp.float32)
+    return Inputs(
+        logits=logits.get("logits", nothing),
+        spread=logits.get("spread"),
+        valid=valid,
+        ids=assignment.group(tokens.ids, moe),
+        position=assignment.group(where, moe),
+        noise=in_groups(drawn),
+        hidden=in_groups(hidden),
+        state=state,
+        layer=moment.layer,
+        step=moment.step,
+    )
+
+
+def _local_weights(experts: tuple[Weights, ...], dtype: jnp.dtype) -> tuple[Weights, ...]:
     """This device's experts, whole: gathered over fsdp in fp32, so that gradients are reduced in fp32, then cast."""
 
     def whole(w: Array) -> Array:
         w = sharding.vary(w)
         return sharding.all_gather(w, sharding.STORAGE_AXIS, axis=1).astype(dtype)
 
-    return jax.tree.map(whole, weights)
+    return jax.tree.map(whole, experts)

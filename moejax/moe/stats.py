@@ -1,64 +1,84 @@
-"""RouterStats: named sums over valid tokens. Formulas on the sums are in balance.py and train/metrics.py."""
+"""RouterStats: named sums over valid tokens. Losses on them are in balancers/, numbers in train/metrics.py and diagnostics.py."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from moejax.arrays import Assignment, Stats, count
-from moejax.moe.router import Choice
+from moejax.arrays import SoftAssignment, Stats, count
+from moejax.moe.balancers import Seen
+from moejax.moe.places import one_hot
+from moejax.moe.records import Routed
 
 
-def router_sums(
-    logits: Float[Array, "G S E"], choice: Choice, assignment: Assignment, valid: Bool[Array, "G S"]
-) -> Stats:
+def router_sums(seen: Seen) -> Stats:
     """Counts are int32, the rest fp32.
 
-    tokens, requested, routed, rerouted, dropped: scalars with requested = routed + rerouted + dropped.
-    requests, load: [E], assignments asked for and kept, by expert.
-    probability: [E], sum of softmax probabilities. squared_logsumexp, entropy: sums over tokens; entropy in nats.
-    margin: sum over tokens of the logit of the last chosen expert less the best one left out.
+    tokens; requested = routed + rerouted + dropped; dropped = dropped_capacity (no place) + dropped_width (beyond top_k).
+    unserved: tokens that reach no expert.
+    requests, load: [X], requests by the expert asked, assignments kept by the expert reached.
+    probability: [X], the router's distribution. squared_logsumexp, squared_logit: of the logits, the latter over all columns.
+    entropy (nats), confidence (largest probability), margin (of the choice, in the unit of the selection).
     """
-    experts = logits.shape[-1]
-    asked = choice.wanted & valid[..., None]
-    kept = assignment.kept
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    log_p = logits - log_z[..., None]
-    p = jnp.exp(log_p)
+    inputs, routed, p = seen.inputs, seen.routed, seen.distribution
+    width = p.shape[-1]
+    kept, rerouted = routed.kept, routed.rerouted
 
     def over_valid(x: Array) -> Array:
-        mask = valid.reshape(valid.shape + (1,) * (x.ndim - 2))
+        mask = inputs.valid.reshape(inputs.valid.shape + (1,) * (x.ndim - 2))
         return jnp.sum(jnp.where(mask, x, 0), axis=(0, 1))
 
-    requested, routed = count(asked), count(kept)
+    asked, moved = count(routed.asked), count(rerouted)
+    no_place = count(routed.asked & ~kept)
+    beyond = over_valid(routed.excess)
+    positive = p > 0
     return {
-        "tokens": count(valid),
-        "requested": requested,
-        "routed": routed,
-        "rerouted": jnp.zeros_like(routed),
-        "dropped": count(asked & ~kept.reshape(asked.shape)),
-        "requests": count(jax.nn.one_hot(choice.expert, experts, dtype=bool) & asked[..., None], axis=(0, 1, 2)),
-        "load": count(jax.nn.one_hot(assignment.expert, experts, dtype=bool) & kept[..., None], axis=(0, 1)),
+        "tokens": count(inputs.valid),
+        "requested": asked + beyond,
+        "routed": count(kept) - moved,
+        "rerouted": moved,
+        "dropped": no_place + beyond,
+        "dropped_capacity": no_place,
+        "dropped_width": beyond,
+        "unserved": count(inputs.valid & ~served(seen)),
+        "requests": count(one_hot(routed.original, width) & routed.asked[..., None], axis=(0, 1)),
+        "load": count(one_hot(routed.expert, width) & kept[..., None], axis=(0, 1)),
         "probability": over_valid(p),
-        "squared_logsumexp": over_valid(jnp.square(log_z)),
-        "entropy": over_valid(-jnp.sum(p * log_p, axis=-1)),
-        "margin": over_valid(_margin(logits, choice)),
+        "squared_logsumexp": over_valid(jnp.square(jax.nn.logsumexp(inputs.logits, axis=-1))),
+        "squared_logit": over_valid(jnp.sum(jnp.square(jax.lax.stop_gradient(inputs.logits)), axis=-1)),
+        "entropy": over_valid(-jnp.sum(jnp.where(positive, p * jnp.log(jnp.where(positive, p, 1)), 0), axis=-1)),
+        "confidence": over_valid(jnp.max(jax.lax.stop_gradient(p), axis=-1)),
+        "margin": over_valid(routed.margin),
     }
 
 
-def _margin(logits: Float[Array, "G S E"], choice: Choice) -> Float[Array, "G S"]:
-    """Smallest chosen logit less the largest one not chosen; 0 where every expert is chosen."""
-    logits = jax.lax.stop_gradient(logits)
-    if choice.expert.shape[-1] == logits.shape[-1]:
-        return jnp.zeros_like(logits[..., 0])
-    chosen = jnp.any(jax.nn.one_hot(choice.expert, logits.shape[-1], dtype=bool), axis=-2)
-    lowest = jnp.min(jnp.where(chosen, logits, jnp.inf), axis=-1)
-    return lowest - jnp.max(jnp.where(chosen, -jnp.inf, logits), axis=-1)
+def served(seen: Seen) -> Bool[Array, "G S"]:
+    """Tokens with an assignment that was kept; every valid one where slots mix them all."""
+    if isinstance(seen.assignment, SoftAssignment):
+        return seen.inputs.valid
+    routed, size = seen.routed, seen.inputs.valid.shape[1]
+
+    def one(token: Array, kept: Array) -> Array:
+        return jnp.zeros_like(kept, shape=size).at[token].max(kept)
+
+    return jax.vmap(one)(routed.token, routed.kept)
 
 
-def label_table(assignment: Assignment, labels: Int[Array, "G S"], kinds: int, experts: int) -> Int[Array, "kinds E"]:
+def label_table(routed: Routed, labels: Int[Array, "G S"], kinds: int, width: int) -> Int[Array, "kinds X"]:
     """How many kept assignments of each label went to each expert."""
-    label = jnp.take_along_axis(labels, assignment.token, axis=1)
-    rows = jnp.where(assignment.kept, label, kinds)
-    return jnp.zeros((kinds, experts), jnp.int32).at[rows, assignment.expert].add(1, mode="drop")
+    label = jnp.take_along_axis(labels, routed.token, axis=1)
+    rows = jnp.where(routed.kept, label, kinds)
+    return jnp.zeros((kinds, width), jnp.int32).at[rows, routed.expert].add(1, mode="drop")
+
+
+def coactivation(routed: Routed, valid: Array, width: int) -> Int[Array, "X X"]:
+    """Tokens that reached both experts of a pair; on the diagonal those that reached the one."""
+    size = valid.shape[1]
+
+    def one(token: Array, expert: Array, kept: Array) -> Array:
+        return jnp.zeros_like(kept, shape=(size, width)).at[token, expert].max(kept)
+
+    reached = jax.vmap(one)(routed.token, routed.expert, routed.kept).reshape(-1, width).astype(jnp.float32)
+    # Sums of zeros and ones below 2**24 are exact in fp32.
+    return jnp.einsum("nx,ny->xy", reached, reached, precision=jax.lax.Precision.HIGHEST).astype(jnp.int32)

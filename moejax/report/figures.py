@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moejax.errors import UserError
@@ -19,7 +19,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["MaxNLocator", "TwoSlopeNorm", "drawing", "style_of", "svg"]
+__all__ = ["MaxNLocator", "TwoSlopeNorm", "drawing", "panels", "png", "style_of", "svg"]
 
 INK = "#7f7e7d"
 """Text and lines: replaced by the page's own colour, this grey elsewhere; readable on white and on black."""
@@ -59,6 +59,21 @@ def drawing(width: float, height: float) -> Iterator[tuple[Figure, Any]]:
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure, figure.subplots()
+
+
+@contextlib.contextmanager
+def panels(width: float, height: float, widths: Sequence[float]) -> Iterator[tuple[Figure, Any]]:
+    """A figure with axes side by side, of these relative widths."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(1, len(widths), width_ratios=widths)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG, transparent, for pages that take files."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    return out.getvalue()
 
 
 def svg(figure: Figure, name: str) -> str:

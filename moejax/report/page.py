@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moejax.errors import UserError
-from moejax.report import pictures, table
+from moejax.report import health, pictures, table
 from moejax.report.runs import Run
 
 CSS = """
@@ -98,7 +98,11 @@ def _routing(run: Run, name: str) -> str:
     source = "all held-out rows" if run.routing_from == "heldout" else f"the training batch of {run.routing_from}"
     labels = f'<p>{LABELS}</p><div class="grid">{panels}</div>' if panels else ""
     head = f'<h2>Routing of {escape(run.name)}</h2><p class="note">From {source}.</p>'
-    return f'{head}<div class="grid">{loads}</div>{labels}'
+    rows = health.lines(run)
+    state = f'{_table(health.HEAD, rows)}<p class="note">{health.CAPTION}</p>' if rows else ""
+    noticed = "".join(f"<li>{escape(note)}</li>" for note in health.notes(run))
+    said = f'<ul class="note">{noticed}</ul>' if noticed else ""
+    return f'{head}{state}<div class="grid">{loads}</div>{labels}{said}'
 
 
 def _configs(runs: Sequence[Run]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from moejax import config, mesh
 from moejax.data import tokenizer
 from moejax.errors import ConfigError
 from moejax.layers import kinds
 from moejax.models import decoder
-from moejax.moe import layer
+from moejax.moe import layer, widths
 from moejax.train import optimizer
 
 
@@ -28,12 +29,16 @@ def check(cfg: config.Config) -> None:
 
 def _check_experts(cfg: config.Config) -> None:
     moe = cfg.model.moe
-    if moe.num_experts % cfg.mesh.expert:
+    classes = widths.of_classes(moe)
+    of_class = moe.num_experts // len(classes)
+    if of_class % cfg.mesh.expert:
         raise ConfigError(
-            f"mesh.expert={cfg.mesh.expert} does not divide model.moe.num_experts={moe.num_experts}; "
-            f"choose one of {_divisors(moe.num_experts)}"
+            f"mesh.expert={cfg.mesh.expert} does not divide the {of_class} experts of each width (model.moe.num_experts="
+            f"{moe.num_experts}, {len(classes)} width(s)); choose one of {_divisors(of_class)}"
         )
-    for name, width in (("model.width", cfg.model.width), ("model.moe.hidden", moe.hidden)):
+    inner = ("model.moe.latent", moe.latent) if moe.latent else ("model.width", cfg.model.width)
+    hidden = "model.moe.hidden_classes" if moe.hidden_classes else "model.moe.hidden"
+    for name, width in (inner, *((hidden, f) for f in classes)):
         if width % cfg.mesh.fsdp:
             raise ConfigError(
                 f"mesh.fsdp={cfg.mesh.fsdp} does not divide {name}={width}, which experts are stored sharded on; "
@@ -73,6 +78,20 @@ def _check_loop(cfg: config.Config) -> None:
     for name in ("log_every", "eval_every", "eval_rows", "routing_every"):
         if getattr(train, name) < 1:
             raise ConfigError(f"train.{name}={getattr(train, name)}: at least 1")
+    if train.record_every < 0 or not 0 <= train.replay_limit <= 1:
+        raise ConfigError(
+            f"train.record_every={train.record_every}, train.replay_limit={train.replay_limit}: a number of steps (0 for none) and a "
+            f"share in [0, 1]"
+        )
+    if (train.record_every or train.replay) and "sparse" not in kinds.channels(cfg.model):
+        raise ConfigError(
+            f"train.record_every={train.record_every}, train.replay={train.replay!r} without a sparse layer: there is no routing; "
+            f"leave both at their defaults"
+        )
+    if train.reference and not Path(train.reference).expanduser().is_file():
+        raise ConfigError(
+            f"train.reference={train.reference} is not there; give a file routing/probe_STEP.npz of another run, or leave it empty"
+        )
     for name in ("every", "keep"):
         if getattr(cfg.checkpoint, name) < 1:
             raise ConfigError(f"checkpoint.{name}={getattr(cfg.checkpoint, name)}: at least 1")

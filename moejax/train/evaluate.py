@@ -1,14 +1,18 @@
-"""Held-out sums: every row in order, dropless; with a capacity as well where the config asks for it."""
+"""Held-out sums: every row in order, dropless; with a capacity as well where the config asks for it. And the fixed probe."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 
 from moejax import config
+from moejax.arrays import Batch
 from moejax.data import batches
 from moejax.data.pipeline import Rows, heldout_batches
+from moejax.moe import routers
+from moejax.moe.layer import Mode
 from moejax.train import metrics, step
 from moejax.train.losses import Sums
 from moejax.train.metrics import Numbers
@@ -20,26 +24,48 @@ class Evaluator:
 
     def __init__(self, built: Built, state: TrainState, rows: Rows):
         self._built, self._rows = built, rows
-        factors: dict[str, float | None] = {"": None}
-        if built.config.model.moe.eval_capacity_factor is not None:
-            factors["_capacity"] = built.config.model.moe.eval_capacity_factor
-        kinds = len(rows.label_names)
-        self._steps = {name: step.make_eval_step(built, state, factor, kinds) for name, factor in factors.items()}
+        moe, kinds = built.config.model.moe, len(rows.label_names)
+        # A router without a dropless form keeps the capacity it is trained with.
+        dropless = moe.capacity_factor if routers.ROUTERS[moe.router].bounded else None
+        modes = {"": Mode(training=False, capacity_factor=dropless, label_kinds=kinds)}
+        if moe.eval_capacity_factor is not None:
+            modes["_capacity"] = Mode(training=False, capacity_factor=moe.eval_capacity_factor, label_kinds=kinds)
+        self._steps = {name: step.make_eval_step(built, state, mode) for name, mode in modes.items()}
+        self._probe = step.make_eval_step(built, state, Mode(training=False, capacity_factor=dropless, record=True))
 
-    def run(self, parameters: Any, limit: int | None, prefix: str) -> tuple[Numbers, Sums]:
+    def run(self, state: TrainState, limit: int | None, prefix: str) -> tuple[Numbers, Sums]:
         """Numbers named `prefix/…` (and `prefix_capacity/…`), and the sums of the dropless pass."""
         numbers: Numbers = {}
         sums: dict[str, Sums] = {}
         for name, evaluate in self._steps.items():
             total: Sums | None = None
             for batch in self._batches(limit):
-                total = metrics.add(total, metrics.to_host(evaluate(parameters, batch)))
+                total = metrics.add(total, metrics.to_host(evaluate(state, batch)[0]))
             assert total is not None
-            numbers |= metrics.of_evaluation(total, self._rows.label_names, f"{prefix}{name}")
+            numbers |= metrics.of_evaluation(
+                total, self._built.config.model.moe, self._rows.label_names, f"{prefix}{name}"
+            )
             sums[name] = total
         return numbers, sums[""]
 
-    def _batches(self, limit: int | None):
+    def probe(self, state: TrainState) -> dict[str, np.ndarray]:
+        """Experts of the first held-out batch, the same rows at every evaluation: experts [layers, tokens, choices], -1 where
+        there is none, and valid [tokens]. Empty where choices do not lie token by token, or nothing is sparse."""
+        moe = self._built.config.model.moe
+        batch = next(iter(self._batches(None)))
+        _, recorded = self._probe(state, batch)
+        if not recorded or not routers.ROUTERS[moe.router].token_choice:
+            return {}
+        routed = metrics.to_host(recorded["sparse"])
+        size = routed.excess.shape[-1]
+        chosen = np.where(routed.asked, routed.expert, -1)
+        experts = chosen.reshape(chosen.shape[0], chosen.shape[1] * size, -1)
+        return {
+            "experts": experts.astype(np.int32),
+            "valid": np.any(routed.asked[0].reshape(experts.shape[1], -1), axis=1),
+        }
+
+    def _batches(self, limit: int | None) -> Iterator[Batch]:
         cfg: config.Config = self._built.config
         mesh: jax.sharding.Mesh = self._built.mesh
         total = batches.padded_rows(cfg, mesh, cfg.data.batch)

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moejax import config
+from moejax import config, sharding
 from moejax import mesh as meshes
 from moejax.checkpoint.manager import Checkpoints
 from moejax.data import batches, prepare
 from moejax.data.pipeline import Rows, Stream
 from moejax.errors import DivergedError, PreemptedError
-from moejax.train import check, describe, metrics, state, step
+from moejax.train import check, describe, metrics, recordings, state, step, watch
 from moejax.train.around import Profile, Stopwatch, stop_signal
 from moejax.train.evaluate import Evaluator
 from moejax.train.metrics import Numbers
@@ -74,12 +74,15 @@ def _steps(
     cfg, mesh = built.config, built.mesh
     total = batches.padded_rows(cfg, mesh, cfg.data.batch)
     mine = batches.rows_of_host(mesh, total)
-    update = step.make_train_step(built, now)
+    update = step.make_train_step(built, now, replay=bool(cfg.train.replay))
+    alarm = watch.Alarm(cfg.model.moe, files, reporter)
     clock, profile = Stopwatch(), Profile(cfg.train, files.path)
     with stop_signal() as stop, contextlib.closing(stream.iterate(start, mine)) as rows:
         for done in range(start + 1, cfg.train.steps + 1):
             profile.before(done)
-            now, sums = update(now, batches.put(next(rows), mesh, total))
+            played = _replayed(cfg.train, done, mesh)
+            now, sums, recorded = update(now, batches.put(next(rows), mesh, total), *played)
+            _keep_routing(sums, recorded, done, cfg.train, files)
             profile.after(done, sums)
             if done == start + 1:
                 jax.block_until_ready(sums)
@@ -88,7 +91,8 @@ def _steps(
                 host = metrics.to_host(sums)
                 numbers = metrics.of_training(host, cfg.model.moe) | {"data/padding_rows": total - cfg.data.batch}
                 _require_finite(numbers, done)
-                files.log(done, numbers)
+                kept = metrics.to_host(now.routing)
+                files.log(done, numbers | metrics.of_state(kept) | alarm.sound(kept, done))
                 files.log(done, clock.lap(done, cfg.data.batch * cfg.data.context), "timing.jsonl")
                 reporter.step(done, numbers, clock.tokens_per_second)
             last = done == cfg.train.steps
@@ -96,7 +100,8 @@ def _steps(
                 files.save_routing(f"{done:08d}", metrics.to_host(sums)["layers"])
             if done % cfg.train.eval_every == 0 and not last:
                 with clock.paused(sums):
-                    files.log(done, evaluator.run(now.parameters, cfg.train.eval_rows, "eval")[0])
+                    numbers = evaluator.run(now, cfg.train.eval_rows, "eval")[0]
+                    files.log(done, numbers | _churn(now, done, evaluator, cfg.train, files))
             if done % cfg.checkpoint.every == 0 or last or stop.asked:
                 with clock.paused(sums):
                     _require_finite({"train/loss": float(sums["nats"])}, done)
@@ -111,11 +116,33 @@ def _steps(
     return _finish(built, now, evaluator, files, reporter)
 
 
+def _replayed(train: config.Train, done: int, mesh: jax.sharding.Mesh) -> list[Any]:
+    """The recorded routing of a step, where the run replays one."""
+    return [recordings.load(train.replay, done, sharding.groups_sharding(mesh))] if train.replay else []
+
+
+def _keep_routing(sums: Any, recorded: Any, done: int, train: config.Train, files: Workdir) -> None:
+    """Routing to the disk where the run records, and its differences from what is played back held to the limit."""
+    if train.replay:
+        recordings.require_match(metrics.to_host(sums["layers"]), train.replay_limit, done)
+    if train.record_every and done % train.record_every == 0 and files.primary:
+        recordings.save(files.path, done, recorded)
+
+
+def _churn(now: Any, done: int, evaluator: Evaluator, train: config.Train, files: Workdir) -> Numbers:
+    """The probe's choices, kept, against those of the evaluation before and of a reference."""
+    probe = evaluator.probe(now)
+    numbers = watch.churn(files.path, done, probe) | watch.agreement(train.reference, probe)
+    files.save_probe(done, probe)
+    return numbers
+
+
 def _finish(built: state.Built, now: Any, evaluator: Evaluator, files: Workdir, reporter: Reporter) -> Numbers:
     """All held-out rows, once, with the routing tables of the report."""
-    numbers, sums = evaluator.run(now.parameters, None, "heldout")
+    numbers, sums = evaluator.run(now, None, "heldout")
     steps = built.config.train.steps
     files.log(steps, numbers)
+    files.save_probe(steps, evaluator.probe(now))
     files.save_routing("heldout", sums["layers"])
     reporter.say(f"held-out bits per byte {numbers['heldout/bits_per_byte']:.4f} after {steps} steps")
     return numbers

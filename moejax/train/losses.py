@@ -5,14 +5,17 @@ sums = {"nats", "targets", "layers": {kind: {name: [layers, ...]}}}
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moejax import config
-from moejax.moe.balance import BALANCERS, share
+from moejax import config, sharding
+from moejax.models.decoder import Routing
+from moejax.moe import balancers
+from moejax.moe.balancers import share
 
 Sums = dict[str, Any]
 
@@ -39,19 +42,46 @@ def vocabulary_nats(
 
 
 def token_sums(nats: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Sums:
-    """Nats and number of the valid targets."""
-    return {"nats": jnp.sum(jnp.where(valid, nats, 0)), "targets": jnp.sum(valid, dtype=jnp.int32)}
+    """Nats and number of the valid targets, by batch shard."""
+    return {"nats": by_shard(jnp.where(valid, nats, 0)), "targets": by_shard(valid.astype(jnp.int32))}
 
 
-def objective(sums: Sums, moe: config.MoE) -> tuple[Float[Array, ""], dict[str, Array]]:
+def by_shard(x: Array) -> Array:
+    """[B, ...] -> [shards, ...], rows and positions of each batch shard summed. Nothing moves."""
+    spec = sharding.spec("shard", *(None for _ in x.shape))
+    rows = x.reshape(sharding.batch_shards(), -1, *x.shape[1:], out_sharding=spec)
+    return jnp.sum(rows, axis=(1, 2), dtype=x.dtype)
+
+
+def reduced(tree: Any) -> Any:
+    """Every array [shards, ...] summed over the shards, with one reduction over the mesh for each type of number."""
+    leaves, structure = jax.tree.flatten(tree)
+    totals: list[Array] = list(leaves)
+    for dtype in sorted({x.dtype for x in leaves}, key=str):
+        mine = [i for i, x in enumerate(leaves) if x.dtype == dtype]
+        # A reshape may forget the shard axis; nothing moves here.
+        flat = [jax.reshard(leaves[i].reshape(leaves[i].shape[0], -1), sharding.spec("shard", None)) for i in mine]
+        packed = jnp.concatenate(flat, axis=1)
+        total, start = jnp.sum(packed, axis=0, dtype=dtype), 0
+        for i in mine:
+            shape = leaves[i].shape[1:]
+            totals[i] = total[start : start + math.prod(shape)].reshape(shape)
+            start += math.prod(shape)
+    return jax.tree.unflatten(structure, totals)
+
+
+def objective(sums: Sums, routing: Routing, moe: config.MoE) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mean nats per target plus the balancers' losses averaged over layers, and these parts by name.
 
-    A balancer with coefficient 0 is reported and not added.
+    `routing` is the state that the step began with; adaptive weights are in it. A balancer with coefficient 0 is reported
+    and not added; the parts are without coefficients and weights.
     """
     parts = {"cross_entropy": share(sums["nats"], sums["targets"])}
     loss = parts["cross_entropy"]
-    for name, balancer in BALANCERS.items() if sums["layers"] else ():
-        parts[name] = jnp.mean(jnp.concatenate([jax.vmap(balancer.loss)(stats) for stats in sums["layers"].values()]))
-        if balancer.coefficient(moe):
-            loss = loss + balancer.coefficient(moe) * parts[name]
+    kinds = [balancers.losses(stats, routing.get(kind, {}), moe) for kind, stats in sums["layers"].items()]
+    for name in kinds[0] if kinds else ():
+        values, weights = (jnp.concatenate(parts) for parts in zip(*(kind[name] for kind in kinds), strict=True))
+        parts[name] = jnp.mean(values)
+        if getattr(moe, name):
+            loss = loss + jnp.mean(weights * values)
     return loss, {"loss": loss, **parts}

@@ -9,22 +9,23 @@ import jax
 import numpy as np
 
 from moejax import config
-from moejax.train.losses import Sums, objective
+from moejax.moe import diagnostics
+from moejax.moe.balancers import targets
+from moejax.train.losses import Sums
 
 Numbers = dict[str, float | int]
 
 
 def of_training(sums: Sums, moe: config.MoE) -> Numbers:
     """What metrics.jsonl holds of a training step. `train/loss` is the loss that was differentiated."""
-    _, parts = objective(sums, moe)
-    numbers = {f"train/{name}": float(value) for name, value in parts.items()}
+    numbers = {f"train/{name}": float(value) for name, value in sums["parts"].items()}
     numbers["train/bits_per_byte"] = numbers["train/cross_entropy"] / math.log(2)
     numbers["train/targets"] = int(sums["targets"])
     numbers["train/gradient_norm"] = float(sums["gradient_norm"])
-    return numbers | of_routing(sums)
+    return numbers | of_routing(sums, moe)
 
 
-def of_evaluation(sums: Sums, label_names: tuple[str, ...], prefix: str) -> Numbers:
+def of_evaluation(sums: Sums, moe: config.MoE, label_names: tuple[str, ...], prefix: str) -> Numbers:
     """Held-out loss in nats per target and bits per byte, whole and by label. One byte token is one byte."""
     nats = float(sums["nats"]) / max(int(sums["targets"]), 1)
     numbers = {
@@ -35,30 +36,60 @@ def of_evaluation(sums: Sums, label_names: tuple[str, ...], prefix: str) -> Numb
     for name, of_label, count in zip(label_names, sums["label_nats"], sums["label_targets"], strict=True):
         if count:
             numbers[f"{prefix}/bits_per_byte/{name}"] = float(of_label) / int(count) / math.log(2)
-    return numbers | {f"{prefix}/{key}": value for key, value in of_routing(sums).items()}
+    return numbers | {f"{prefix}/{key}": value for key, value in of_routing(sums, moe).items()}
 
 
-def of_routing(sums: Sums) -> Numbers:
+def of_routing(sums: Sums, moe: config.MoE) -> Numbers:
     """One number per quantity over all sparse layers: means, but the worst layer and expert where that is the question.
 
-    drop_rate, reroute_rate: share of requests. load_max: largest load of an expert over the layer's mean.
-    dead: experts without a token. entropy: nats per token. margin: logit of the last choice less the best left out.
+    drop_rate (and by cause), reroute_rate: share of requests. unserved: share of tokens that reach no expert.
+    requests_per_token. load_max: largest load over its target. max_violation, gini: of requests, worst layer and mean.
+    dead: experts without a token. entropy (nats), confidence, margin: means over tokens. logit_rms.
     """
     numbers: Numbers = {}
     for stats in sums["layers"].values():
         stats = {name: np.asarray(value) for name, value in stats.items()}
         requested, tokens = stats["requested"].sum(), stats["tokens"].sum()
-        load = stats["load"].astype(np.float64)
-        mean = load.mean(axis=1, keepdims=True)
+        width = stats["load"].shape[1] * moe.soft_slots
+
+        def share(name: str, whole: Any) -> float:
+            return float(stats[name].sum() / max(whole, 1))  # noqa: B023
+
+        violation = diagnostics.max_violation(stats["requests"], targets(moe))
         numbers |= {
             "moe/requested": int(requested),
-            "moe/drop_rate": float(stats["dropped"].sum() / max(requested, 1)),
-            "moe/reroute_rate": float(stats["rerouted"].sum() / max(requested, 1)),
-            "moe/load_max": float((load / np.maximum(mean, 1e-9)).max()),
-            "moe/dead": int((load == 0).sum()),
-            "moe/entropy": float(stats["entropy"].sum() / max(tokens, 1)),
-            "moe/margin": float(stats["margin"].sum() / max(tokens, 1)),
+            "moe/requests_per_token": share("requested", tokens),
+            "moe/drop_rate": share("dropped", requested),
+            "moe/drop_rate_capacity": share("dropped_capacity", requested),
+            "moe/drop_rate_width": share("dropped_width", requested),
+            "moe/reroute_rate": share("rerouted", requested),
+            "moe/unserved": share("unserved", tokens),
+            "moe/load_max": float(1 + diagnostics.max_violation(stats["load"], targets(moe)).max()),
+            "moe/max_violation": float(violation.max()),
+            "moe/max_violation_mean": float(violation.mean()),
+            "moe/gini": float(diagnostics.gini(stats["load"]).mean()),
+            "moe/dead": int(diagnostics.dead(stats["load"]).sum()),
+            "moe/entropy": share("entropy", tokens),
+            "moe/confidence": share("confidence", tokens),
+            "moe/margin": share("margin", tokens),
+            "moe/logit_rms": math.sqrt(share("squared_logit", tokens * width)),
         }
+        if moe.zero_experts:
+            numbers["moe/zero_share"] = float(stats["load"][:, moe.num_experts :].sum() / max(stats["load"].sum(), 1))
+        if "mismatched" in stats:
+            numbers["moe/mismatched"] = int(stats["mismatched"].sum())
+    return numbers
+
+
+def of_state(routing: Any) -> Numbers:
+    """Of the routing state: norm of the selection biases (root mean square over layers and experts), adaptive weights."""
+    numbers: Numbers = {}
+    for state in routing.values():
+        for name, value in state.items():
+            if name.endswith("_bias"):
+                numbers[f"moe/{name}_rms"] = float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
+            elif name.endswith("_weight"):
+                numbers[f"moe/{name}"] = float(np.mean(value, dtype=np.float64))
     return numbers
 
 

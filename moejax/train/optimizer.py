@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from moejax import config
@@ -20,11 +22,46 @@ def schedule(train: config.Train) -> optax.Schedule:
 def make(train: config.Train, decay: Any) -> optax.GradientTransformation:
     """The optimiser; `decay` is a tree of booleans like the parameters: which have weight decay."""
     return optax.chain(
-        optax.clip_by_global_norm(train.clip_norm),
+        clipping(train),
         optax.adamw(
             schedule(train), b1=train.b1, b2=train.b2, eps=train.epsilon, weight_decay=train.weight_decay, mask=decay
         ),
     )
+
+
+def clipping(train: config.Train) -> optax.GradientTransformation:
+    """By the global norm, and by its running mean where the spike guard is on."""
+    whole = optax.clip_by_global_norm(train.clip_norm)
+    return optax.chain(clip_spikes(train.clip_spike), whole) if train.clip_spike else whole
+
+
+class SpikeState(NamedTuple):
+    mean: jax.Array
+    """Running mean of the norms, as limited."""
+    steps: jax.Array
+    """Steps seen."""
+
+
+SPIKE_WARMUP, SPIKE_WINDOW = 20, 100
+"""Steps before the guard acts, and steps that its mean remembers."""
+
+
+def clip_spikes(multiple: float) -> optax.GradientTransformation:
+    """Limits the global norm to `multiple` of its running mean, so that one bad batch moves no further than a usual one."""
+
+    def init(parameters: Any) -> SpikeState:
+        return SpikeState(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: SpikeState, parameters: Any = None) -> tuple[Any, SpikeState]:
+        norm = optax.tree.norm(updates)
+        limit = jnp.where(state.steps >= SPIKE_WARMUP, multiple * state.mean, jnp.inf)
+        kept = jnp.minimum(norm, limit)
+        scale = jnp.where(norm > limit, limit / norm, 1.0)
+        count = state.steps + 1
+        mean = state.mean + (kept - state.mean) / jnp.minimum(count, SPIKE_WINDOW)
+        return jax.tree.map(lambda u: u * scale, updates), SpikeState(mean, count)
+
+    return optax.GradientTransformation(init, update)
 
 
 def check(train: config.Train) -> None:
@@ -41,6 +78,10 @@ def check(train: config.Train) -> None:
     if min(train.final_learning_rate, train.weight_decay) < 0:
         raise ConfigError(
             f"train.final_learning_rate={train.final_learning_rate}, train.weight_decay={train.weight_decay}: not below 0"
+        )
+    if train.clip_spike and not train.clip_spike > 1:
+        raise ConfigError(
+            f"train.clip_spike={train.clip_spike}: a multiple above 1 of the usual norm, or 0 for no guard"
         )
     for name in ("b1", "b2"):
         if not 0 <= getattr(train, name) < 1:

@@ -1,4 +1,4 @@
-"""The train state, a plain tree: step, parameters, optimiser state. Made sharded, never gathered."""
+"""The train state, a plain tree: step, parameters, optimiser state, routing state. Made sharded, never gathered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flax import nnx
 
 from moejax import compat, config, sharding
 from moejax.models.decoder import Decoder
-from moejax.train import optimizer
+from moejax.train import optimizer, routing
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +24,8 @@ class TrainState:
     """Nested dict of fp32 arrays."""
     optimizer: Any
     """optax state."""
+    routing: Any
+    """Of every kind of channel: see train/routing.py. Replicated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +70,10 @@ def create(built: Built) -> TrainState:
         draw = jax.jit(parameters, out_shardings=built.shardings, compiler_options=compat.quick_compile())
         values = draw(jax.random.key(built.config.train.seed))
         moments = jax.jit(built.transform.init)(values)
-        step = jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(built.mesh))
-    return TrainState(step, values, moments)
+        whole = sharding.replicated(built.mesh)
+        step = jax.device_put(jnp.zeros((), jnp.int32), whole)
+        kept = jax.device_put(routing.init(built.config.model), whole)
+    return TrainState(step, values, moments, kept)
 
 
 def count_parameters(built: Built, parameters: Any) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,39 @@ import optax
 
 from moejax import config, sharding
 from moejax.arrays import Batch
-from moejax.moe import noise
+from moejax.models.decoder import Recordings, Routing
+from moejax.moe import balancers, noise
 from moejax.moe.layer import Mode
-from moejax.train import losses
+from moejax.train import losses, routing
 from moejax.train.losses import Sums
 from moejax.train.state import Built, TrainState
 
 
+class Setting(NamedTuple):
+    """What a forward pass reads beside parameters and tokens; nothing of it is differentiated."""
+
+    key: jax.Array
+    """The step's noise key."""
+    routing: Routing
+    step: jax.Array
+
+
 def training_mode(cfg: config.Config) -> Mode:
-    return Mode(training=True, capacity_factor=cfg.model.moe.capacity_factor)
+    return Mode(training=True, capacity_factor=cfg.model.moe.capacity_factor, record=cfg.train.record_every > 0)
 
 
-def sums_of(built: Built, parameters: Any, batch: Batch, key: jax.Array, mode: Mode, label_kinds: int = 0) -> Sums:
-    """The forward pass of one microbatch, as named sums over its valid tokens, reduced over the mesh."""
-    model = built.model(parameters)
-    hidden, layers = model(batch, key, mode)
+def setting(built: Built, state: TrainState) -> Setting:
+    """Of a training step."""
+    return Setting(noise.step_key(built.config.train.seed, state.step), state.routing, state.step)
+
+
+def sums_of(
+    built: Built, parameters: Any, batch: Batch, at: Setting, mode: Mode, recorded: Recordings | None = None
+) -> tuple[Sums, Recordings]:
+    """The forward pass of one microbatch, as named sums over its valid tokens, reduced over the mesh; and its routing where
+    the mode records."""
+    model, label_kinds = built.model(parameters), mode.label_kinds
+    hidden, outcomes = model(batch, at.key, mode, at.routing, at.step, recorded)
     unembedding = sharding.gather(model.unembedding, hidden.dtype)
     nats = losses.vocabulary_nats(hidden, unembedding, batch.targets, built.config.model.loss_chunk)
     sums = losses.token_sums(nats, batch.valid)
@@ -33,10 +51,13 @@ def sums_of(built: Built, parameters: Any, batch: Batch, key: jax.Array, mode: M
         of_label = batch.valid[..., None] & (
             batch.labels[..., None] == jnp.arange(label_kinds, dtype=jnp.int32)[None, None]
         )
-        sums["label_nats"] = jnp.sum(jnp.where(of_label, nats[..., None], 0), axis=(0, 1))
-        sums["label_targets"] = jnp.sum(of_label, axis=(0, 1), dtype=jnp.int32)
-    sums["layers"] = jax.tree.map(lambda s: jnp.sum(s, axis=1), layers)
-    return sums
+        sums["label_nats"] = losses.by_shard(jnp.where(of_label, nats[..., None], 0))
+        sums["label_targets"] = losses.by_shard(of_label.astype(jnp.int32))
+    sums["layers"] = {kind: jax.tree.map(lambda s: s.swapaxes(0, 1), o["sums"]) for kind, o in outcomes.items()}
+    sums = losses.reduced(sums)
+    moe = built.config.model.moe
+    sums["layers"] = {kind: balancers.over_microbatch(stats, moe) for kind, stats in sums["layers"].items()}
+    return sums, {kind: o["recorded"] for kind, o in outcomes.items() if "recorded" in o}
 
 
 def split_microbatches(batch: Batch, parts: int, group_rows: int) -> Batch:
@@ -51,44 +72,86 @@ def split_microbatches(batch: Batch, parts: int, group_rows: int) -> Batch:
     return jax.tree.map(cut, batch)
 
 
-def gradients(built: Built, parameters: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
-    """The gradient of `losses.objective` of the global batch, and the global sums."""
+def gradients(
+    built: Built, parameters: Any, batch: Batch, at: Setting, recorded: Recordings | None = None
+) -> tuple[Any, Sums, Recordings]:
+    """The gradient of `losses.objective` of the global batch, the global sums, and the routing where the config records."""
     moe, mode = built.config.model.moe, training_mode(built.config)
 
-    def loss(parameters: Any) -> tuple[jax.Array, Sums]:
-        sums = sums_of(built, parameters, batch, key, mode)
-        return losses.objective(sums, moe)[0], sums
+    def loss(parameters: Any) -> tuple[jax.Array, tuple[Sums, Recordings]]:
+        sums, routed = sums_of(built, parameters, batch, at, mode, recorded)
+        return losses.objective(sums, at.routing, moe)[0], (sums, routed)
 
-    return jax.grad(loss, has_aux=True)(parameters)
+    slope, (sums, routed) = jax.grad(loss, has_aux=True)(parameters)
+    return slope, sums, routed
 
 
-def accumulated_gradients(built: Built, parameters: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
-    """The same gradient and sums from one microbatch at a time, exactly.
+def accumulated_gradients(
+    built: Built, parameters: Any, batch: Batch, at: Setting, recorded: Recordings | None = None
+) -> tuple[Any, Sums, Recordings]:
+    """The same from one microbatch at a time, exactly.
 
     The loss is a function L of sums S over the global batch, and S is the sum of the microbatches' S_m. A forward
     pass counts S; then each microbatch differentiates <dL/dS, S_m> with dL/dS held fixed.
     """
-    cfg = built.config
-    mode = training_mode(cfg)
-    parts = split_microbatches(batch, cfg.train.microbatches, cfg.model.moe.group_rows)
+    cfg, mode = built.config, training_mode(built.config)
+    number = cfg.train.microbatches
+    parts = split_microbatches(batch, number, cfg.model.moe.group_rows), split_recordings(recorded, cfg)
 
-    def count(part: Batch) -> Sums:
-        return sums_of(built, parameters, part, key, mode)
+    def count(part: tuple[Batch, Recordings | None]) -> tuple[Sums, Recordings]:
+        return sums_of(built, parameters, part[0], at, mode, part[1])
 
     first = jax.tree.map(lambda x: x[0], parts)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(count, first))
-    total, _ = jax.lax.scan(lambda acc, part: (jax.tree.map(jnp.add, acc, count(part)), None), zero, parts)
-    real, counts = _split_by_kind(total)
-    slope = jax.grad(lambda real: losses.objective(_join(real, counts), cfg.model.moe)[0])(real)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(count, first)[0])
 
-    def part_loss(parameters: Any, part: Batch) -> jax.Array:
-        mine, _ = _split_by_kind(sums_of(built, parameters, part, key, mode))
+    def counted(total: Sums, part: tuple[Batch, Recordings | None]) -> tuple[Sums, Recordings]:
+        sums, routed = count(part)
+        return jax.tree.map(jnp.add, total, sums), routed
+
+    total, routed = jax.lax.scan(counted, zero, parts)
+    real, counts = _split_by_kind(total)
+    slope = jax.grad(lambda real: losses.objective(_join(real, counts), at.routing, cfg.model.moe)[0])(real)
+
+    def part_loss(parameters: Any, part: tuple[Batch, Recordings | None]) -> jax.Array:
+        mine, _ = _split_by_kind(sums_of(built, parameters, part[0], at, mode, part[1])[0])
         return sum(jnp.vdot(g, s) for g, s in zip(jax.tree.leaves(slope), jax.tree.leaves(mine), strict=True))
 
-    def add(acc: Any, part: Batch) -> tuple[Any, None]:
+    def add(acc: Any, part: tuple[Batch, Recordings | None]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, acc, jax.grad(part_loss)(parameters, part)), None
 
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, parameters), parts)[0], total
+    gradient = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, parameters), parts)[0]
+    return gradient, total, join_recordings(routed, cfg)
+
+
+def split_recordings(recorded: Recordings | None, cfg: config.Config) -> Recordings | None:
+    """[layers, groups, n] -> [microbatches, layers, groups, n], as `split_microbatches` takes the rows."""
+    unit = _groups_of_unit(cfg)
+
+    def cut(x: jax.Array) -> jax.Array:
+        layers, _, width = x.shape
+        taken = jnp.moveaxis(x.reshape(layers, -1, cfg.train.microbatches, unit, width), 2, 0)
+        taken = taken.reshape(cfg.train.microbatches, layers, -1, width)
+        return jax.reshard(taken, sharding.spec(None, None, "batch", None))
+
+    return jax.tree.map(cut, recorded)
+
+
+def join_recordings(recorded: Recordings, cfg: config.Config) -> Recordings:
+    """The inverse of `split_recordings`."""
+    unit = _groups_of_unit(cfg)
+
+    def join(x: jax.Array) -> jax.Array:
+        parts, layers, _, width = x.shape
+        together = jnp.moveaxis(x.reshape(parts, layers, -1, unit, width), 0, 2)
+        return jax.reshard(together.reshape(layers, -1, width), sharding.spec(None, "batch", None))
+
+    return jax.tree.map(join, recorded)
+
+
+def _groups_of_unit(cfg: config.Config) -> int:
+    """Groups in the rows that a microbatch takes at a time: one, or the windows of a row."""
+    window = cfg.model.moe.group_window
+    return 1 if window is None else cfg.data.context // window
 
 
 def _split_by_kind(sums: Sums) -> tuple[Sums, Sums]:
@@ -102,32 +165,42 @@ def _join(real: Sums, counts: Sums) -> Sums:
     return jax.tree.map(lambda r, c: c if r is None else r, real, counts, is_leaf=lambda x: x is None)
 
 
-def make_train_step(built: Built, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
-    """(state, batch) -> (state, sums), the state donated. The sums carry `gradient_norm` of before clipping."""
+def make_train_step(
+    built: Built, state: TrainState, *, replay: bool = False
+) -> Callable[..., tuple[TrainState, Sums, Recordings]]:
+    """(state, batch) -> (state, sums, routing), the state donated; with `replay` (state, batch, recorded routing).
+
+    The sums carry `parts`, the loss that was differentiated and what it is made of, and `gradient_norm` of before
+    clipping. The routing is empty unless the config records.
+    """
     differentiate = gradients if built.config.train.microbatches == 1 else accumulated_gradients
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = noise.step_key(built.config.train.seed, state.step)
-        slope, sums = differentiate(built, state.parameters, batch, key)
+    def step(
+        state: TrainState, batch: Batch, recorded: Recordings | None = None
+    ) -> tuple[TrainState, Sums, Recordings]:
+        slope, sums, routed = differentiate(built, state.parameters, batch, setting(built, state), recorded)
         updates, moments = built.transform.update(slope, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
+        after = state.step + 1
+        kept = routing.update(state.routing, sums["layers"], built.config.model.moe, after)
+        sums["parts"] = losses.objective(sums, state.routing, built.config.model.moe)[1]
         sums["gradient_norm"] = optax.tree.norm(slope)
-        return TrainState(state.step + 1, parameters, moments), sums
+        return TrainState(after, parameters, moments, kept), sums, routed
 
     where = jax.tree.map(lambda x: x.sharding, state)
     rows, whole = sharding.batch_sharding(built.mesh), sharding.replicated(built.mesh)
-    return jax.jit(step, in_shardings=(where, rows), out_shardings=(where, whole), donate_argnums=0)
+    inputs = (where, rows, sharding.groups_sharding(built.mesh)) if replay else (where, rows)
+    return jax.jit(step, in_shardings=inputs, out_shardings=(where, whole, whole), donate_argnums=0)
 
 
 def make_eval_step(
-    built: Built, state: TrainState, capacity_factor: float | None, label_kinds: int
-) -> Callable[[Any, Batch], Sums]:
-    """(parameters, batch) -> sums, without noise, dropless unless a capacity factor is given, with tables by label."""
-    mode = Mode(training=False, capacity_factor=capacity_factor, label_kinds=label_kinds)
+    built: Built, state: TrainState, mode: Mode
+) -> Callable[[TrainState, Batch], tuple[Sums, Recordings]]:
+    """(state, batch) -> (sums, routing), with the noise of no step. Nothing of the state moves."""
 
-    def step(parameters: Any, batch: Batch) -> Sums:
-        return sums_of(built, parameters, batch, jax.random.key(0), mode, label_kinds)
+    def step(state: TrainState, batch: Batch) -> tuple[Sums, Recordings]:
+        return sums_of(built, state.parameters, batch, Setting(jax.random.key(0), state.routing, state.step), mode)
 
-    where = jax.tree.map(lambda x: x.sharding, state.parameters)
+    where = jax.tree.map(lambda x: x.sharding, state)
     rows, whole = sharding.batch_sharding(built.mesh), sharding.replicated(built.mesh)
     return jax.jit(step, in_shardings=(where, rows), out_shardings=whole)

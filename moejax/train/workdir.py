@@ -13,7 +13,15 @@ from tensorboardX import SummaryWriter
 from moejax import config
 from moejax.errors import ConfigError
 
-MAY_CHANGE = ("mesh.", "checkpoint.", "train.microbatches", "train.profile_", "data.cache", "train.log_every")
+MAY_CHANGE = (
+    "mesh.",
+    "checkpoint.",
+    "train.microbatches",
+    "train.profile_",
+    "data.cache",
+    "train.log_every",
+    "train.record_every",
+)
 """Options that a resumed run may have other values of: they do not change what is learned."""
 
 
@@ -79,6 +87,12 @@ class Workdir:
             (self.path / "routing").mkdir(exist_ok=True)
             arrays = {f"{kind}.{name}": value for kind, stats in layers.items() for name, value in stats.items()}
             np.savez_compressed(self.path / "routing" / f"{name}.npz", **arrays)
+
+    def save_probe(self, step: int, probe: dict[str, np.ndarray]) -> None:
+        """routing/probe_STEP.npz: the experts of the fixed probe rows."""
+        if self.primary and probe:
+            (self.path / "routing").mkdir(exist_ok=True)
+            np.savez_compressed(self.path / "routing" / f"probe_{step:08d}.npz", **probe)
 
     def write(self, name: str, tree: dict[str, Any]) -> None:
         if self.primary:

@@ -1,8 +1,7 @@
-"""Groups, exact capacities, and places by (position, choice) against a loop (B4, B19)."""
+"""Groups and exact capacities (B19)."""
 
 from fractions import Fraction
 
-import harness
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,11 +10,8 @@ from moejax import config
 from moejax.arrays import NOWHERE
 from moejax.errors import ConfigError
 from moejax.moe import assignment
-from moejax.moe.router import Choice
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
-
-place = harness.jit(assignment.place, static_argnums=3)
 
 
 @pytest.mark.parametrize(
@@ -70,34 +66,3 @@ def test_b19_capacity_near_the_int32_limit():
 def test_b31_groups_that_cannot_be(options):
     with pytest.raises(ConfigError, match=r"model\.moe\.group_"):
         assignment.check(config.MoE(**options), context=8)
-
-
-def by_loop(expert, wanted, valid, limit):
-    slot = np.full(expert.shape, NOWHERE)
-    for g in range(len(expert)):
-        taken = {}
-        for s in range(expert.shape[1]):
-            for j in range(expert.shape[2]):
-                if valid[g, s] and wanted[g, s, j]:
-                    rank = taken.setdefault(expert[g, s, j], 0)
-                    taken[expert[g, s, j]] += 1
-                    slot[g, s, j] = rank if rank < limit[g] else NOWHERE
-    return slot
-
-
-def test_b04_places_equal_a_loop():
-    """200 random groups: repeated experts (ties for one place), invalid tokens, requests not made, limits from 0 to all."""
-    rng = np.random.default_rng(2)
-    for experts, groups, size, k in ((4, 100, 7, 2), (3, 60, 5, 3), (16, 40, 12, 4)):
-        expert = rng.integers(0, experts, (groups, size, k)).astype(np.int32)
-        expert[: groups // 4] = rng.integers(0, experts, (groups // 4, 1, 1))
-        gate = rng.random(expert.shape).astype(np.float32)
-        wanted, valid = rng.random(expert.shape) < 0.8, rng.random((groups, size)) < 0.7
-        limit = rng.integers(0, size + 1, groups).astype(np.int32)
-        choice = Choice(*(jnp.asarray(a) for a in (expert, gate, wanted)))
-        a = place(choice, jnp.asarray(valid), jnp.asarray(limit), experts)
-        np.testing.assert_array_equal(a.slot.reshape(expert.shape), by_loop(expert, wanted, valid, limit))
-        np.testing.assert_array_equal(a.expert.reshape(expert.shape), expert)
-        np.testing.assert_array_equal(a.gate.reshape(expert.shape), gate)
-        assert (np.asarray(a.token).reshape(expert.shape) == np.arange(size)[None, :, None]).all()
-        np.testing.assert_array_equal(a.kept, a.slot != NOWHERE)

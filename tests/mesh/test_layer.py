@@ -1,19 +1,22 @@
 """The sparse layer on every mesh against the oracle (B1, B2, B13), and the collectives it compiles to (B18 on CPU)."""
 
 import dataclasses
+import itertools
 import re
 
+import cases
 import harness
 import numpy as np
 import pytest
 
-from moejax import config
 from moejax.moe.layer import Mode
+from moejax.moe.places import ORDERS
+from moejax.moe.routers import ROUTERS
 from moejax.moe.transport import TRANSPORTS
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
-ROWS, POSITIONS, E, F = 8, 16, 8, 12
+ROWS, POSITIONS, E = 8, 16, 16
 MESHES = [
     {},
     {"data": 2},
@@ -22,19 +25,28 @@ MESHES = [
     {"fsdp": 2, "expert": 4},
     {"data": 2, "fsdp": 2, "expert": 2},
 ]
-TIGHT = Mode(True, 1.0)
+CUBE = MESHES[-1]
+TIGHT = Mode(True, 0.75)
+DEMANDING = {
+    "num_experts": E, "hidden_classes": (12, 20), "zero_experts": ("identity", "constant"), "zero_share": 0.2, "router_dropout": 0.1,
+    "sign_bias": 0.001, "gate_scale": 2.0,
+}  # fmt: skip
 
 
 def name(mesh):
+    """`fsdp=2 expert=4`, or the transport itself."""
+    if isinstance(mesh, str):
+        return mesh
     return " ".join(f"{axis}={size}" for axis, size in mesh.items()) or "one"
 
 
 def options(transport, **more):
-    return config.MoE(num_experts=E, hidden=F, router="gshard", transport=transport, capacity_factor=1.0, **more)
+    """gshard with noise, rerouting, two widths, zero-computation experts, a bias and dropout."""
+    return cases.configure("gshard", **{**DEMANDING, "transport": transport, **more})
 
 
-def problem():
-    return harness.problem(seed=7, rows=ROWS, positions=POSITIONS, experts=E, hidden=F)
+def problem(moe):
+    return harness.problem(moe, seed=7, rows=ROWS, positions=POSITIONS)
 
 
 def rows_first(p, rows):
@@ -42,44 +54,72 @@ def rows_first(p, rows):
     return p._replace(valid=p.valid & (np.arange(ROWS)[:, None] < rows))
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("sizes", MESHES, ids=name)
+def soaked(values, daily):
+    """Parameters, of which those not `daily` are left to the soak."""
+    return [pytest.param(*v, marks=() if daily(*v) else pytest.mark.soak, id=" ".join(map(name, v))) for v in values]
+
+
+def everywhere(sizes, transport):
+    """All axes at once, and the expert axis alone. One device is in contracts/."""
+    return sizes in (CUBE, {"expert": 8})
+
+
+@pytest.mark.parametrize(("sizes", "transport"), soaked(itertools.product(MESHES, TRANSPORTS), everywhere))
 def test_b01_b13_the_mesh_changes_nothing(mesh_of, sizes, transport):
-    """gshard with its noise and drops: sums, outputs, gradients of x, router and experts equal the oracle's, on batches of
-    8, 3, 2, 1 and no rows."""
+    """Sums, outputs, gradients of x, router, experts and constants equal the oracle's, on batches of 8, 3, 2, 1 and no rows."""
     mesh, moe = mesh_of(**sizes), options(transport)
     for rows in (8, 3, 2, 1, 0):
-        p = rows_first(problem(), rows)
+        p = rows_first(problem(moe), rows)
         actual = harness.run(p, mesh, moe, TIGHT)
         harness.same(actual, harness.expected(p, moe, TIGHT))
-        assert rows < 3 or actual[2]["dropped"] > 0
+        assert rows < 3 or actual.sums["rerouted"] > 0
 
 
-@pytest.mark.parametrize("sizes", [{"expert": 8}, {"data": 2, "fsdp": 2, "expert": 2}], ids=name)
-def test_b01_dropless(mesh_of, sizes):
-    """Nothing is dropped, with input jitter and groups over rows of one shard or windows."""
-    for transport in (t for t, kind in TRANSPORTS.items() if kind.dropless):
-        moe, mode = options(transport, jitter=0.1, group_window=4), Mode(True, None)
-        actual = harness.run(problem(), mesh_of(**sizes), moe, mode)
-        harness.same(actual, harness.expected(problem(), moe, mode))
-        assert actual[2]["dropped"] == 0
+@pytest.mark.parametrize("router", ROUTERS)
+def test_b01_every_router_on_a_sharded_mesh(mesh_of, router):
+    """Each one's demanding case, with its state, its noise and its second head, over data, fsdp and experts at once."""
+    moe = cases.configure(cases.first(router), transport="einsum")
+    p, mode = harness.problem(moe, seed=3, rows=ROWS), Mode(True, moe.capacity_factor)
+    harness.same(harness.run(p, mesh_of(**CUBE), moe, mode), harness.expected(p, moe, mode))
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    ("case", "more"),
+    [
+        ("soft", {"hidden_classes": (4, 6)}),
+        ("topk-plain", {"group_window": 4, "jitter": 0.1, "load_balance_scope": "sequence", "transport": "scatter"}),
+    ],
+)  # fmt: skip
+def test_b01_what_only_a_mesh_can_break(mesh_of, case, more):
+    """Soft slots of two widths; and the sums that balancers add, parts and cosines, as on one device."""
+    moe = cases.configure(case, **more)
+    p, mode = harness.problem(moe, seed=3, rows=ROWS), Mode(True, moe.capacity_factor)
+    actual = harness.run(p, mesh_of(**CUBE), moe, mode)
+    harness.same(actual, harness.expected(p, moe, mode))
+    if moe.orthogonality:
+        alone = harness.forward(p, mesh_of(), moe, mode)[1]
+        assert set(alone) == set(actual.sums) and actual.sums["pairs"] > 0
+        for key, value in alone.items():
+            harness.close(actual.sums[key], value, 1e-5, key)
+
+
+@pytest.mark.parametrize("transport", soaked(zip(TRANSPORTS), lambda t: t != "einsum"))
 def test_b13_every_device_overrun_and_starved(mesh_of, transport):
-    """All tokens to one expert, for each expert of the axis in turn: its device works alone, every other one starves."""
-    for expert in range(E):
-        p = harness.all_to(problem(), expert)
-        actual = harness.run(p, mesh_of(expert=8), options(transport), TIGHT)
-        assert actual[2]["requests"][expert] == actual[2]["tokens"]
-        harness.same(actual, harness.expected(p, options(transport), TIGHT))
+    """All tokens to one expert, for each device of the axis in turn: it works alone, every other one starves."""
+    moe = cases.configure("topk-plain", orthogonality=0.0, transport=transport)
+    for expert in range(cases.E):
+        p = harness.all_to(harness.problem(moe, seed=7, rows=ROWS), expert)
+        actual = harness.run(p, mesh_of(expert=8), moe, TIGHT)
+        assert actual.sums["requests"][expert] == actual.sums["tokens"]
+        harness.same(actual, harness.expected(p, moe, TIGHT))
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", soaked(zip(TRANSPORTS), lambda t: t == "einsum"))
 def test_b02_padding_changes_nothing(mesh_of, transport):
     """Eight more invalid positions and eight more invalid rows with contents: valid tokens see no difference."""
-    mesh, moe, p = mesh_of(fsdp=2, expert=4), options(transport), problem()
-    more = harness.problem(seed=8, rows=2 * ROWS, positions=POSITIONS + 8, experts=E, hidden=F)
+    moe = options(transport)
+    mesh, p = mesh_of(**CUBE), problem(moe)
+    more = harness.problem(moe, seed=8, rows=2 * ROWS, positions=POSITIONS + 8)
 
     def pad(x, y):
         y = y.copy()
@@ -87,30 +127,35 @@ def test_b02_padding_changes_nothing(mesh_of, transport):
         return y
 
     wide = p._replace(
-        x=pad(p.x, more.x), dy=pad(p.dy, more.dy), valid=pad(p.valid, np.zeros_like(more.valid)), row_ids=more.row_ids
-    )
-    value, y, sums, (dx, *d) = harness.run(p, mesh, moe, TIGHT)
-    value_, y_, sums_, (dx_, *d_) = harness.run(wide, mesh, moe, TIGHT)
-    for key in sums:
-        harness.close(sums_[key], sums[key], 1e-6, key)
-    for x, x_ in ((y, y_), (dx, dx_)):
+        x=pad(p.x, more.x), dy=pad(p.dy, more.dy), valid=pad(p.valid, np.zeros_like(more.valid)), row_ids=more.row_ids,
+        ids=pad(p.ids, more.ids),
+    )  # fmt: skip
+    one, other = harness.run(p, mesh, moe, TIGHT), harness.run(wide, mesh, moe, TIGHT)
+    for key in one.sums:
+        harness.close(other.sums[key], one.sums[key], 1e-6, key)
+    for x, x_ in ((one.y, other.y), (one.gradients["x"], other.gradients["x"])):
         harness.close(x_[:ROWS, :POSITIONS], x, 1e-6)
         assert not x_[ROWS:].any()
         assert not x_[:, POSITIONS:].any()
-    for x, x_ in zip((value, *d), (value_, *d_), strict=True):
-        harness.close(x_, x, 2e-6)
+    harness.close(other.value, one.value, 2e-6)
+    for key in one.gradients.keys() - {"x"}:
+        harness.close(other.gradients[key], one.gradients[key], 2e-6, key)
 
 
 def test_b37_row_ids_carry_the_noise(mesh_of):
     """Rows in another order with their ids: the same answer, row by row. With other ids: other noise."""
-    mesh, moe, mode, p = mesh_of(expert=8), options("gather", jitter=0.1, group_window=4), Mode(True, None), problem()
+    moe = options("gather")
+    mesh, p = mesh_of(expert=8), problem(moe)
     order = np.random.default_rng(0).permutation(ROWS)
-    moved = p._replace(**{key: getattr(p, key)[order] for key in ("x", "valid", "row_ids", "dy")})
-    one, other = harness.run(p, mesh, moe, mode), harness.run(moved, mesh, moe, mode)
-    harness.close(other[1], one[1][order], 1e-6)
-    harness.close(other[2]["requests"], one[2]["requests"])
-    renamed = harness.run(p._replace(row_ids=p.row_ids + 100), mesh, moe, mode)
-    assert (renamed[2]["requests"] != one[2]["requests"]).any()
+    moved = p._replace(**{key: getattr(p, key)[order] for key in ("x", "valid", "row_ids", "ids", "dy")})
+    one, other = harness.run(p, mesh, moe, TIGHT), harness.run(moved, mesh, moe, TIGHT)
+    harness.close(other.y, one.y[order], 1e-6)
+    harness.close(other.sums["requests"], one.sums["requests"])
+    renamed = harness.run(p._replace(row_ids=p.row_ids + 100), mesh, moe, TIGHT)
+    assert (renamed.sums["requests"] != one.sums["requests"]).any()
+
+
+# ---- collectives (B18) ----------------------------------------------------------------------------------------------
 
 
 def collectives(text):
@@ -123,8 +168,9 @@ def collectives(text):
 def test_b18_all_to_alls(mesh_of, transport):
     """Capacity buffers cross the expert axis twice forward and four times in all; expert weights never do."""
     mesh, moe = mesh_of(expert=8), options(transport)
-    forward = harness.forward(problem(), mesh, moe, dataclasses.replace(TIGHT, training=False)).as_text()
-    both = harness.compiled(problem(), mesh, moe, TIGHT).as_text()
+    alone = dataclasses.replace(TIGHT, training=False)
+    forward = harness.compiled(problem(moe), mesh, moe, alone, backward=False).as_text()
+    both = harness.compiled(problem(moe), mesh, moe, TIGHT).as_text()
     for text, wanted in ((forward, 2), (both, 4)):
         kinds = [kind for _, kind in collectives(text)]
         assert kinds.count("all-to-all") == wanted, kinds
@@ -133,15 +179,43 @@ def test_b18_all_to_alls(mesh_of, transport):
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("sizes", [{"expert": 8}, {"fsdp": 2, "expert": 4}], ids=name)
+@pytest.mark.parametrize("sizes", [{"expert": 8}, CUBE], ids=name)
 def test_b18_expert_weights_stay_home(mesh_of, sizes, transport):
-    """No all-gather of a training step has the size of all expert weights; fsdp gathers a device's own."""
-    mesh, p = mesh_of(**sizes), problem()
-    whole = {p.gate_up.size, p.down.size}
-    found = collectives(harness.compiled(p, mesh, options(transport), TIGHT).as_text())
+    """No all-gather of a training step has the shape of all expert weights of a width; fsdp gathers a device's own."""
+    mesh, moe = mesh_of(**sizes), options(transport)
+    p = problem(moe)
+    whole = [
+        sorted(shape) for up, down in p.experts for shape in (up.shape, (*up.shape[:2], 2 * up.shape[3]), down.shape)
+    ]
+    found = collectives(harness.compiled(p, mesh, moe, TIGHT).as_text())
     assert found, "the pattern finds nothing"
     gathers = [shape for shape, kind in found if kind == "all-gather"]
     assert gathers or "fsdp" not in sizes
     for shape in gathers:
         for dims in re.findall(r"\[([\d,]*)\]", shape):
-            assert int(np.prod([int(d) for d in dims.split(",") if d])) not in whole, shape
+            assert sorted(int(d) for d in dims.split(",") if d) not in whole, shape
+
+
+# ---- the full product -----------------------------------------------------------------------------------------------
+
+
+def product():
+    """Every router, with every order and rerouting that it reads, through every transport that takes it."""
+    for router, kind in ROUTERS.items():
+        orders = list(ORDERS) if "order" in kind.reads else ["position"]
+        choices = [{"order": order, "reroute": False} for order in orders]
+        choices += [{"reroute": True}] if "reroute" in kind.reads else []
+        for more in choices:
+            for transport in ["einsum"] if kind.soft else TRANSPORTS:
+                yield router, {"transport": transport, **more}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sizes", [{"expert": 8}, {"fsdp": 2, "expert": 4}, CUBE], ids=name)
+@pytest.mark.parametrize(
+    ("router", "more"), list(product()), ids=lambda v: str(v) if isinstance(v, str) else str(list(v.values()))
+)
+def test_b01_every_pair_on_every_mesh(mesh_of, sizes, router, more):
+    moe = cases.configure(cases.first(router), **more)
+    p, mode = harness.problem(moe, seed=3, rows=ROWS), Mode(True, moe.capacity_factor)
+    harness.same(harness.run(p, mesh_of(**sizes), moe, mode), harness.expected(p, moe, mode))

@@ -15,12 +15,14 @@ import numpy as np
 from moejax import config, mesh, sharding
 from moejax.arrays import Batch
 from moejax.data import prepare, source
-from moejax.train import metrics, state, step
+from moejax.train import metrics, routing, state, step
 
 ROOT = pathlib.Path(__file__).parents[2]
 B, T, V = 8, 16, 264
 COMPILER = {"xla_backend_optimization_level": 0}
 """Without LLVM's optimisations: compile time is the cost of these tests. The program stays the same."""
+if jax.__version_info__ < (0, 11):
+    COMPILER["xla_cpu_use_fusion_emitters"] = False  # the older emitters compile twice as fast; later they are gone
 quick_jit = functools.partial(jax.jit, compiler_options=COMPILER)
 
 
@@ -70,9 +72,13 @@ class Run(NamedTuple):
     step: Any
 
 
-@functools.cache
 def build(cfg: config.Config, shape: tuple[int, int] = (B, T)) -> Run:
     """The state and the compiled train step of a config on the first devices that its mesh takes."""
+    return _build(cfg, shape)
+
+
+@functools.cache
+def _build(cfg: config.Config, shape: tuple[int, int]) -> Run:
     built, start = begin(cfg)
     with jax.set_mesh(built.mesh), quick():
         update = step.make_train_step(built, start)
@@ -82,9 +88,17 @@ def build(cfg: config.Config, shape: tuple[int, int] = (B, T)) -> Run:
 def begin(cfg: config.Config) -> tuple[state.Built, state.TrainState]:
     """What a run has before its first step. Parameters are made once for all meshes; test_state shows that they are the same."""
     on = mesh.make(cfg.mesh, jax.devices()[: int(np.prod(mesh.shape(cfg.mesh)))])
-    moe = config.MoE(
-        num_experts=cfg.model.moe.num_experts, hidden=cfg.model.moe.hidden, shared_hidden=cfg.model.moe.shared_hidden
+    shapes = (
+        "num_experts",
+        "hidden",
+        "hidden_classes",
+        "latent",
+        "shared_hidden",
+        "shared_gate",
+        "zero_experts",
+        "soft_slots",
     )
+    moe = config.MoE(**{name: getattr(cfg.model.moe, name) for name in (*shapes, "router", "score", "top_k")})
     plain = dataclasses.replace(
         cfg.model, compute_dtype="float32", remat="none", loss_chunk=cfg.model.vocab_size, moe=moe
     )
@@ -93,7 +107,8 @@ def begin(cfg: config.Config) -> tuple[state.Built, state.TrainState]:
         values = jax.tree.map(jax.device_put, _parameters(plain, cfg.train.seed), built.shardings)
         moments = jax.jit(built.transform.init)(values)
         zero = jax.device_put(np.zeros((), np.int32), sharding.replicated(on))
-        return built, state.TrainState(zero, values, moments)
+        kept = jax.device_put(routing.init(cfg.model), sharding.replicated(on))
+        return built, state.TrainState(zero, values, moments, kept)
 
 
 @functools.cache
@@ -118,24 +133,29 @@ class Trace(NamedTuple):
     gradients: Any
     """Of the first step, before clipping."""
     parameters: Any
+    routing: Any
+    """The routing state after the last step."""
+    recorded: list
+    """The routing of every step, empty unless the config records."""
 
 
 def trace(cfg: config.Config, batches: list[dict[str, np.ndarray]], start: Any = None) -> Trace:
     """Trains on the batches. The gradient is read off AdamW's first moment, (1 - b1) times the clipped gradient."""
     run = build(cfg, batches[0]["tokens"].shape)
-    now, gradients, sums = jax.tree.map(lambda x: x.copy(), run.start), None, []
+    now, gradients, sums, kept = jax.tree.map(lambda x: x.copy(), run.start), None, [], []
     if start is not None:
         put = lambda new, old: jax.device_put(np.asarray(new), old.sharding)  # noqa: E731
         now = dataclasses.replace(now, parameters=jax.tree.map(put, start, now.parameters))
     with jax.set_mesh(run.built.mesh):
         for host in batches:
-            now, out = run.step(now, place(host, run.built.mesh))
+            now, out, recorded = run.step(now, place(host, run.built.mesh))
             sums.append(metrics.to_host(out))
+            kept.append(on_host(recorded))
             if gradients is None:
                 scale = max(1.0, sums[0]["gradient_norm"] / cfg.train.clip_norm) / (1 - cfg.train.b1)
                 gradients = jax.tree.map(lambda m: np.asarray(m) * scale, now.optimizer[1][0].mu)
     numbers = [metrics.of_training(s, cfg.model.moe) for s in sums]
-    return Trace(sums, numbers, gradients, jax.tree.map(np.asarray, now.parameters))
+    return Trace(sums, numbers, gradients, on_host(now.parameters), on_host(now.routing), kept)
 
 
 def on_host(tree: Any) -> Any:

@@ -12,28 +12,48 @@ from moejax.models import remat
 from moejax.moe import noise
 from moejax.train import step
 
-OPTIONS = {
-    "model.repeats": 2, "model.moe.router": "gshard", "model.moe.transport": "scatter", "model.moe.capacity_factor": 1.0,
+OPTIONS = {"model.repeats": 2, "model.moe.transport": "scatter", "model.moe.capacity_factor": 1.0}
+KINDS = {
+    "gshard": {"model.moe.router": "gshard"},
+    "noisy": {
+        "model.moe.router": "noisy_topk", "model.moe.smooth_load": 0.1, "model.moe.importance": 0.1, "model.moe.reroute": True,
+        "model.moe.orthogonality": 0.1,
+    },
+    "biased": {
+        "model.moe.score": "sigmoid", "model.moe.sign_bias": 0.01, "model.moe.quantile_bias": 0.5, "model.moe.router_dropout": 0.1,
+        "model.moe.load_balance_scope": "sequence", "model.moe.zero_experts": ("constant",),
+    },
+    "threshold": {"model.moe.router": "threshold", "model.moe.load_balance_overflow": 0.1, "model.moe.score_variance": 0.1},
+    "relu": {"model.moe.router": "relu", "model.moe.sparsity": 0.1},
+    "top_p": {"model.moe.router": "top_p"},
 }  # fmt: skip
+COMPILED = ["gshard", "noisy", "biased", "threshold"]
+"""Of which gradients are compared; of all is counted how often they decide."""
 
 
-def gradients(policy, **options):
-    """The gradient function of a config, its state and arguments for a batch."""
-    cfg = small.configure(**OPTIONS | options | {"model.remat": policy})
+def gradients(policy, kind="gshard", **options):
+    """The gradient function of a config, its state with biases of a few hundredths, and arguments for a batch."""
+    cfg = small.configure(**OPTIONS | KINDS[kind] | options | {"model.remat": policy})
     built, start = small.begin(cfg)
+    rng = np.random.default_rng(0)
+    kept = {
+        name: x + np.float32(0.05 * rng.normal(size=x.shape)) if name.endswith(("_bias", "threshold")) else x
+        for name, x in start.routing["sparse"].items()
+    }
 
     def function(parameters, batch):
-        return step.gradients(built, parameters, batch, noise.step_key(0, jnp.int32(0)))
+        at = step.Setting(noise.step_key(0, jnp.int32(0)), {"sparse": kept}, jnp.int32(0))
+        return step.gradients(built, parameters, batch, at)[:2]
 
     return built, start.parameters, function
 
 
 @functools.cache
-def compiled(policy):
-    built, parameters, function = gradients(policy)
+def compiled(policy, kind):
+    built, parameters, function = gradients(policy, kind)
     with jax.set_mesh(built.mesh):
         lowered = jax.jit(function).lower(parameters, small.place(small.arrays(0), built.mesh))
-        return built, parameters, lowered.compile(compiler_options=small.COMPILER)
+        return built, parameters, lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
 
 def ties(parameters, host):
@@ -46,18 +66,27 @@ def ties(parameters, host):
     return flat, host | same
 
 
-@pytest.mark.parametrize("policy", [name for name in remat.POLICIES if name != "none"])
+CASES = [
+    pytest.param(policy, kind, marks=[pytest.mark.slow] if policy == "selective" and kind != "gshard" else [])
+    for policy in remat.POLICIES
+    for kind in COMPILED
+    if policy != "none"
+]
+
+
+@pytest.mark.parametrize("policy,kind", CASES)
 @pytest.mark.parametrize("tied", [False, True], ids=["random", "all ties"])
-def test_b10_remat_changes_no_bit(policy, tied):
-    """B10: loss, gradients, counts are bit-equal to those without recomputation, with noise and drops, also when all ties."""
+def test_b10_remat_changes_no_bit(policy, kind, tied):
+    """B10: loss, gradients, counts are bit-equal to those without recomputation, with noise, drops, biases and thresholds, also
+    when all ties."""
     results = []
     for name in ("none", policy):
-        built, parameters, function = compiled(name)
+        built, parameters, function = compiled(name, kind)
         parameters, host = ties(parameters, small.arrays(0)) if tied else (parameters, small.arrays(0))
         results.append(small.on_host(function(parameters, small.place(host, built.mesh))))
     (wanted, sums), (actual, sums_) = results
     assert sums["layers"]["sparse"]["dropped"].sum() > 0
-    if tied:
+    if tied and kind == "gshard":
         assert (sums["layers"]["sparse"]["requests"][:, 0] == small.B * small.T).all(), "ties go to the lower id"
     small.equal(sums_, sums)
     small.equal(actual, wanted)
@@ -73,24 +102,24 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
-def traced(policy, **options):
-    built, parameters, function = gradients(policy, **options)
+def traced(policy, kind="gshard", **options):
+    built, parameters, function = gradients(policy, kind, **options)
     with jax.set_mesh(built.mesh):
         return list(equations(jax.make_jaxpr(function)(parameters, small.place(small.arrays(0), built.mesh)).jaxpr))
 
 
-def decisions(policy):
-    """How often a training step chooses experts, and counts places: choices in the forward pass and again in the backward."""
-    names = [str(equation.primitive) for equation in traced(policy)]
-    return names.count("top_k")
+def decisions(policy, kind):
+    """How often a training step sorts experts: choices in the forward pass and again in the backward."""
+    names = [str(equation.primitive) for equation in traced(policy, kind)]
+    return names.count("top_k") + names.count("sort")
 
 
-@pytest.mark.parametrize("policy", remat.POLICIES)
-def test_b10_routing_is_decided_once(policy, monkeypatch):
-    """B10: the backward pass has no top_k of its own; a policy that forgets the assignment has."""
-    assert decisions(policy) == 1
-    monkeypatch.setitem(remat.POLICIES, policy, jax.checkpoint_policies.nothing_saveable)
-    assert decisions(policy) == 2
+@pytest.mark.parametrize("kind", KINDS)
+def test_b10_routing_is_decided_once(kind, monkeypatch):
+    """B10: the backward pass has no top_k of its own, whatever is recomputed; a policy that forgets the assignment has."""
+    assert [decisions(policy, kind) for policy in remat.POLICIES] == [decisions("none", kind)] * len(remat.POLICIES)
+    monkeypatch.setitem(remat.POLICIES, "full", jax.checkpoint_policies.nothing_saveable)
+    assert decisions("full", kind) > decisions("none", kind)
 
 
 def test_b09_precision_of_the_whole_model():
@@ -115,7 +144,7 @@ def test_b09_precision_of_the_whole_model():
     with jax.set_mesh(built.mesh):
         slope, sums = jax.eval_shape(function, parameters, small.place(small.arrays(0), built.mesh))
     assert {x.dtype for x in jax.tree.leaves((parameters, slope))} == {jnp.dtype("float32")}
-    floats = ("probability", "squared_logsumexp", "entropy", "margin")
+    floats = ("probability", "squared_logsumexp", "squared_logit", "entropy", "confidence", "margin")
     for name, value in sums["layers"]["sparse"].items():
         assert value.dtype == (jnp.float32 if name in floats else jnp.int32), name
     assert sums["nats"].dtype == jnp.float32 and sums["targets"].dtype == jnp.int32

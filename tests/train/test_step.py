@@ -9,7 +9,6 @@ import pytest
 from train import small
 
 from moejax import config
-from moejax.moe import noise
 from moejax.train import losses, step
 
 HARD = {
@@ -21,9 +20,26 @@ turning the rounding of a zero gradient into a full update."""
 
 PARTS = {
     "model.pattern": ("attention+dense", "attention+sparse"), "model.moe.shared_hidden": 8, "model.moe.capacity_factor": 1.25,
-    "model.moe.transport": "gather", "model.moe.router": "softmax_topk", "model.moe.jitter": 0.0,
+    "model.moe.transport": "gather", "model.moe.router": "topk", "model.moe.jitter": 0.0,
 }  # fmt: skip
 """A model of dense, sparse and shared parts. Used with groups of two rows."""
+
+KINDS = {
+    "sign": {
+        "model.moe.router": "topk", "model.moe.score": "sigmoid", "model.moe.sign_bias": 0.01, "model.moe.reroute": True,
+        "model.moe.load_balance_scope": "sequence",
+    },
+    "quantile": {
+        "model.moe.router": "noisy_topk", "model.moe.quantile_bias": 1.0, "model.moe.importance": 0.5, "model.moe.order": "choice_major",
+        "model.moe.allow_noncausal": True,
+    },
+    "parts": {
+        "model.moe.router": "switch", "model.moe.top_k": 1, "model.moe.hidden_classes": (8, 16), "model.moe.latent": 8,
+        "model.moe.shared_hidden": 8, "model.moe.shared_gate": True, "model.moe.zero_experts": ("identity", "constant"),
+        "model.moe.zero_share": 0.2, "model.moe.load_balance_overflow": 0.02, "model.moe.transport": "gather",
+    },
+}  # fmt: skip
+"""What keeps state, reroutes and draws; and a layer of every part. Together with HARD."""
 
 CASES = [
     pytest.param({"data": 2}, 4, 1, marks=pytest.mark.slow),
@@ -33,6 +49,12 @@ CASES = [
     ({}, 2, 1),
     ({}, 4, 2),
     pytest.param({"fsdp": 2, "expert": 2}, 1, 2, marks=pytest.mark.slow),
+]
+KIND_CASES = [
+    ({"fsdp": 2, "expert": 2}, 2),
+    pytest.param({"data": 2, "fsdp": 2, "expert": 2}, 1, marks=pytest.mark.slow),
+    pytest.param({"expert": 4}, 2, marks=pytest.mark.slow),
+    pytest.param({"data": 2}, 4, marks=pytest.mark.slow),
 ]
 BATCHES = [small.arrays(seed) for seed in range(3)]
 
@@ -59,13 +81,29 @@ def test_b01_b16_mesh_and_microbatches_change_nothing(sizes, microbatches, group
     small.close(actual.parameters, wanted.parameters, 2e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes,microbatches", KIND_CASES)
+def test_b01_b16_of_every_kind(sizes, microbatches, kind):
+    """B1, B16: the same over two steps of balancers with state, rerouting, learned noise, and of layers of every part; the
+    state too, counts and biases exactly."""
+    wanted, actual = (
+        small.trace(c, BATCHES[:2]) for c in (hard(**KINDS[kind]), hard(sizes, microbatches, **KINDS[kind]))
+    )
+    assert any(n["moe/drop_rate"] + n["moe/reroute_rate"] > 0 for n in wanted.numbers)
+    small.close(actual.sums, wanted.sums)
+    small.close(actual.numbers, wanted.numbers)
+    small.close(actual.gradients, wanted.gradients, 2e-5)
+    small.close(actual.parameters, wanted.parameters, 2e-5)
+    small.close(actual.routing, wanted.routing, 0 if kind == "sign" else 1e-6)
+
+
 def test_b17_replicas_are_bit_equal():
     """B17: after ten steps every device that holds the same piece of an array holds the same bits."""
-    run = small.build(hard({"data": 2, "fsdp": 2, "expert": 2}))
+    run = small.build(hard({"fsdp": 2, "expert": 2}, 2, **KINDS["quantile"]))
     now = jax.tree.map(lambda x: x.copy(), run.start)
     with jax.set_mesh(run.built.mesh):
         for i in range(10):
-            now, _ = run.step(now, small.place(BATCHES[i % 3], run.built.mesh))
+            now, _, _ = run.step(now, small.place(BATCHES[i % 3], run.built.mesh))
     shared = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(now):
         pieces = {}
@@ -98,11 +136,11 @@ def test_b02_nothing_valid():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trace.parameters))
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_b12_the_logged_loss_is_the_differentiated_one(microbatches):
+@pytest.mark.parametrize("microbatches,options", [(1, {}), (2, {"model.moe.load_balance_scope": "microbatch"})])
+def test_b12_the_logged_loss_is_the_differentiated_one(microbatches, options):
     """B12: the slope of the logged train/loss along the gradient of the router, and of the rest, is that gradient's norm. Steps
     are so small that no choice flips, and two of them cancel the curvature."""
-    cfg = hard(microbatches=microbatches)
+    cfg = hard(microbatches=microbatches, **options)
     base = small.trace(cfg, BATCHES[:1])
     start = small.on_host(small.build(cfg).start.parameters)
     is_router = lambda path: "router" in jax.tree_util.keystr(path)  # noqa: E731
@@ -129,48 +167,57 @@ def test_b12_the_logged_loss_is_the_differentiated_one(microbatches):
         assert slope_of_log == pytest.approx(norm, rel=5e-3)
 
 
+LOSSES = ("load_balance", "router_z", "importance", "smooth_load", "score_variance", "orthogonality")
+
+
 def test_b08_coefficients_are_linear():
-    """B8: doubling a coefficient doubles what it adds to the router's gradient; zero adds nothing, and both only add. The slope of
-    the objective by the sums is pulled back through the model, compiled once for all coefficients."""
-    cfg = small.configure()
+    """B8: doubling a coefficient doubles what it adds to the gradients of the router's heads and of the experts; zero adds
+    nothing, and all only add. The slope of the objective by the sums is pulled back through the model, compiled once."""
+    on = {f"model.moe.{name}": 0.5 for name in LOSSES}
+    cfg = small.configure(**on | {"model.moe.router": "noisy_topk"})
     built, start = small.begin(cfg)
     batch, is_real = small.place(BATCHES[0], built.mesh), lambda x: jnp.issubdtype(x.dtype, jnp.floating)
 
     def sums_of(parameters, batch):
-        return step.sums_of(built, parameters, batch, noise.step_key(0, jnp.int32(0)), step.training_mode(cfg))
+        return step.sums_of(built, parameters, batch, step.setting(built, start), step.training_mode(cfg))[0]
 
     def real_sums(parameters, batch):
         return [x for x in jax.tree.leaves(sums_of(parameters, batch)) if is_real(x)]
 
     def pull(parameters, batch, slope):
-        return jax.vjp(lambda p: real_sums(p, batch), parameters)[1](slope)[0]["blocks"]["layers"][0]["channel"][
-            "router"
-        ]
+        channel = jax.vjp(lambda p: real_sums(p, batch), parameters)[1](slope)[0]["blocks"]["layers"][0]["channel"]
+        return channel["router"], channel["down"]
 
     with jax.set_mesh(built.mesh):
         leaves, structure = jax.tree.flatten(small.quick_jit(sums_of)(start.parameters, batch))
         pull = small.quick_jit(pull)
 
-        def router_gradient(name="loss", **coefficients):
-            moe = dataclasses.replace(cfg.model.moe, **{"load_balance": 0.0, "router_z": 0.0} | coefficients)
+        def gradient(name="loss", **coefficients):
+            moe = dataclasses.replace(cfg.model.moe, **dict.fromkeys(LOSSES, 0.0) | coefficients)
 
             def objective(real):
                 real = iter(real)
                 sums = jax.tree.unflatten(structure, [next(real) if is_real(x) else x for x in leaves])
-                return losses.objective(sums, moe)[1][name]
+                return losses.objective(sums, start.routing, moe)[1][name]
 
-            slope = jax.grad(objective)([x for x in leaves if is_real(x)])
-            return np.asarray(pull(start.parameters, batch, slope), np.float64)
+            slope = small.quick_jit(jax.grad(objective))([x for x in leaves if is_real(x)])
+            return jax.tree.map(lambda x: np.asarray(x, np.float64), pull(start.parameters, batch, slope))
 
-        none, task = router_gradient(), router_gradient("cross_entropy")
-        lb, lb2 = router_gradient(load_balance=0.5), router_gradient(load_balance=1.0)
-        z, z2 = router_gradient(router_z=0.5), router_gradient(router_z=1.0)
-        both = router_gradient(load_balance=0.5, router_z=0.5)
-    assert np.abs(lb - none).max() > 1e-4 and np.abs(z - none).max() > 1e-4
+        def added(**coefficients):
+            return jax.tree.map(np.subtract, gradient(**coefficients), none)
+
+        none, task = gradient(), gradient("cross_entropy")
+        alone = {name: added(**{name: 0.5}) for name in LOSSES}
+        double = {name: added(**{name: 1.0}) for name in LOSSES}
+        together = added(**dict.fromkeys(LOSSES, 0.5))
     small.close(none, task, 1e-6)
-    small.close(lb2 - none, 2 * (lb - none))
-    small.close(z2 - none, 2 * (z - none))
-    small.close(both - none, lb - none + z - none)
+    for name in LOSSES:
+        touched = alone[name][1][0] if name == "orthogonality" else alone[name][0]["logits"]
+        assert np.abs(touched).max() > 1e-5, name
+        scale = jax.tree.map(np.abs, none)
+        for a, b, c in zip(*map(jax.tree.leaves, (double[name], alone[name], scale)), strict=True):
+            np.testing.assert_allclose(a, 2 * b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-6 * c.max(), err_msg=name)
+    small.close(together, jax.tree.map(lambda *each: sum(each), *alone.values()), 1e-4)
 
 
 def test_every_mesh_starts_from_the_same_parameters():

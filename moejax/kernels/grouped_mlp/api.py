@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -9,7 +11,7 @@ from moejax.kernels.grouped_matmul import pick
 from moejax.kernels.grouped_mlp import blocked, composed
 from moejax.kernels.grouped_mlp.weights import Weights
 
-FUSED = {"blocked": blocked.grouped_mlp}
+FUSED: dict[str, Any] = {"blocked": blocked.grouped_mlp}
 
 
 def grouped_mlp(
@@ -20,6 +22,7 @@ def grouped_mlp(
     row_weight: Float[Array, " R"] | None = None,
     *,
     impl: str = "auto",
+    clamp: float | None = None,
 ) -> Float[Array, "R D"]:
     """Each row through the expert that owns it.
 
@@ -30,6 +33,7 @@ def grouped_mlp(
       weights: one width of experts.
       row_weight: f32[R], a factor on each row's output; None for one.
       impl: a grouped matmul backend, or auto.
+      clamp: limit of the activation's factors; None for none.
 
     Returns:
       [R, D] in x's dtype. Rows past the last group are unspecified: select, never multiply.
@@ -37,7 +41,7 @@ def grouped_mlp(
     impl = pick(impl)
     index = jnp.arange(x.shape[0], dtype=jnp.int32) if row_index is None else row_index
     if impl in FUSED:
-        y = FUSED[impl](x, index, group_sizes, weights)
+        y = FUSED[impl](x, index, group_sizes, weights, clamp)
     else:
-        y = composed.grouped_mlp(x, index, group_sizes, weights, impl)
+        y = composed.grouped_mlp(x, index, group_sizes, weights, impl, clamp)
     return y if row_weight is None else (y.astype(jnp.float32) * row_weight[:, None]).astype(x.dtype)

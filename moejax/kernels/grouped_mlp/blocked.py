@@ -5,6 +5,8 @@ The backward keeps x in token order and the pre-activation h; gathered rows and 
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,15 +19,19 @@ from moejax.kernels.grouped_mlp.weights import Weights, flat, swiglu, swiglu_gra
 F32 = jnp.float32
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def grouped_mlp(
-    x: Float[Array, "M D"], row_index: Int[Array, " R"], group_sizes: Int[Array, " E"], weights: Weights
+    x: Float[Array, "M D"],
+    row_index: Int[Array, " R"],
+    group_sizes: Int[Array, " E"],
+    weights: Weights,
+    clamp: float | None,
 ) -> Float[Array, "R D"]:
     """See `api.grouped_mlp`."""
-    return _forward(x, row_index, group_sizes, weights)[0]
+    return _forward(x, row_index, group_sizes, weights, clamp)[0]
 
 
-def _forward(x: Array, row_index: Array, group_sizes: Array, weights: Weights):
+def _forward(x: Array, row_index: Array, group_sizes: Array, weights: Weights, clamp: float | None):
     rows = row_index.shape[0]
     work = blocks.cut(group_sizes, rows)
     size = work.size
@@ -36,7 +42,7 @@ def _forward(x: Array, row_index: Array, group_sizes: Array, weights: Weights):
         group, row, _ = work.locate(t)
         x_block = x[rows_at(index, row, size)]
         h_block = jnp.dot(x_block, gate_up[group], preferred_element_type=F32).astype(x.dtype)
-        y_block = jnp.dot(swiglu(h_block), weights.down[group], preferred_element_type=F32)
+        y_block = jnp.dot(swiglu(h_block, clamp), weights.down[group], preferred_element_type=F32)
         return put_rows(y, y_block, row), put_rows(h, h_block, row)
 
     start = zeros(x, rows + size, x.shape[1]), zeros(x, rows + size, gate_up.shape[2])
@@ -44,7 +50,7 @@ def _forward(x: Array, row_index: Array, group_sizes: Array, weights: Weights):
     return y[:rows], (x, row_index, group_sizes, weights, h)
 
 
-def _backward(residuals, dy: Array):
+def _backward(clamp: float | None, residuals, dy: Array):
     x, row_index, group_sizes, weights, h = residuals
     rows = row_index.shape[0]
     work = blocks.cut(group_sizes, rows)
@@ -58,7 +64,8 @@ def _backward(residuals, dy: Array):
         dy_block = jnp.where(mine, rows_at(dy, row, size), 0)
         h_block = jnp.where(mine, rows_at(h, row, size), 0)
         da_block = jnp.dot(dy_block, weights.down[group].T, preferred_element_type=F32).astype(x.dtype)
-        a_block, dh_block = swiglu(h_block), swiglu_gradient(h_block, da_block)
+        a_block: Array = swiglu(h_block, clamp)  # pyright: ignore[reportAssignmentType]
+        dh_block = swiglu_gradient(h_block, da_block, clamp)
         dx_block = jnp.dot(dh_block, gate_up[group].T, preferred_element_type=F32)
         d_gate_up = add_to(d_gate_up, jnp.dot(x_block.T, dh_block, preferred_element_type=F32), group)
         d_down = add_to(d_down, jnp.dot(a_block.T, dy_block, preferred_element_type=F32), group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,21 +17,35 @@ class Weights(NamedTuple):
     down: Float[Array, "E F D"]
 
 
-@jax.custom_vjp
-def swiglu(h: Float[Array, "... two_F"]) -> Float[Array, "... F"]:
-    """silu(gate) * up of the pre-activation [..., 2F], gate first (Shazeer 2020, eq. 6)."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def swiglu(h: Float[Array, "... two_F"], clamp: float | None = None) -> Float[Array, "... F"]:
+    """silu(gate) * up of the pre-activation [..., 2F], gate first (Shazeer 2020, eq. 6).
+
+    With `clamp` c: silu(min(gate, c)) * min(max(up, -c), c), as in gpt-oss (2025)."""
     gate, up = jnp.split(h, 2, axis=-1)
+    gate, up = _clamped(gate, up, clamp)
     return jax.nn.silu(gate) * up
 
 
-def swiglu_gradient(h: Float[Array, "... two_F"], da: Float[Array, "... F"]) -> Float[Array, "... two_F"]:
-    """Cotangent of the pre-activation. Written out: the derivative of a split is two padded arrays and a sum."""
-    gate, up = jnp.split(h, 2, axis=-1)
+def _clamped(gate: Array, up: Array, clamp: float | None) -> tuple[Array, Array]:
+    return (gate, up) if clamp is None else (jnp.minimum(gate, clamp), jnp.clip(up, -clamp, clamp))
+
+
+def swiglu_gradient(
+    h: Float[Array, "... two_F"], da: Float[Array, "... F"], clamp: float | None = None
+) -> Float[Array, "... two_F"]:
+    """Cotangent of the pre-activation, zero where it is clamped. Written out: the derivative of a split is two padded arrays
+    and a sum."""
+    free_gate, free_up = jnp.split(h, 2, axis=-1)
+    gate, up = _clamped(free_gate, free_up, clamp)
     s = jax.nn.sigmoid(gate)
-    return jnp.concatenate([da * up * s * (1 + gate * (1 - s)), da * gate * s], axis=-1)
+    d_gate, d_up = da * up * s * (1 + gate * (1 - s)), da * gate * s
+    if clamp is not None:
+        d_gate, d_up = jnp.where(free_gate < clamp, d_gate, 0), jnp.where(jnp.abs(free_up) < clamp, d_up, 0)
+    return jnp.concatenate([d_gate, d_up], axis=-1)
 
 
-swiglu.defvjp(lambda h: (swiglu(h), h), lambda h, da: (swiglu_gradient(h, da),))
+swiglu.defvjp(lambda h, clamp: (swiglu(h, clamp), h), lambda clamp, h, da: (swiglu_gradient(h, da, clamp),))
 
 
 def flat(gate_up: Float[Array, "E D 2 F"]) -> Float[Array, "E D two_F"]:

@@ -4,8 +4,9 @@ Each is four functions behind one name, called inside shard_map on one shard's g
 
     route(assignment, plan) -> Route          permutation, counts and offsets; serves several arrays
     dispatch(route, x [G,S,D]) -> rows        tokens to the devices that own their experts
-    experts(route, rows, weights, impl) -> rows
+    experts(route, rows, weights, impl, clamp) -> rows
     combine(route, rows) -> y [G,S,D]         sum of gate * row, back in token order, fp32
+    regate(route, gate [G,A]) -> Route        the same places with other gates
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 from moejax import config
 from moejax.errors import ConfigError
-from moejax.moe.transport import einsum, gather, scatter
+from moejax.moe.routers.api import Router
+from moejax.moe.transport import einsum, gather, scatter, soft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +27,13 @@ class Transport:
     dispatch: Callable[..., Any]
     experts: Callable[..., Any]
     combine: Callable[..., Any]
+    regate: Callable[..., Any]
     dropless: bool
     """Its memory does not grow with the capacity, so it can do without one."""
 
 
 def _of(module: Any, dropless: bool) -> Transport:
-    return Transport(module.route, module.dispatch, module.experts, module.combine, dropless)
+    return Transport(module.route, module.dispatch, module.experts, module.combine, module.regate, dropless)
 
 
 TRANSPORTS: dict[str, Transport] = {
@@ -39,24 +42,32 @@ TRANSPORTS: dict[str, Transport] = {
     "gather": _of(gather, dropless=True),
 }
 
+SOFT = Transport(soft.route, soft.dispatch, soft.experts, soft.combine, soft.regate, dropless=True)
+"""Of a SoftAssignment: the einsum with weights in place of zeros and ones."""
+
 DROPLESS = "gather"
 """The transport of dropless evaluation when training has a capacity."""
 
 
-def check(moe: config.MoE) -> None:
-    """The transport exists and suits the capacity."""
+def check(moe: config.MoE, kind: Router) -> None:
+    """The transport exists and suits the capacity and the router."""
     if moe.transport not in TRANSPORTS:
         raise ConfigError(
             f"model.moe.transport={moe.transport!r} is not a transport; choose one of {', '.join(TRANSPORTS)}"
         )
-    if moe.capacity_factor is None and not TRANSPORTS[moe.transport].dropless:
+    if kind.soft and moe.transport != "einsum":
+        raise ConfigError(
+            f"model.moe.transport={moe.transport} with router={moe.router}, whose slots mix all tokens of a group; set "
+            f"model.moe.transport=einsum"
+        )
+    if not kind.soft and moe.capacity_factor is None and not TRANSPORTS[moe.transport].dropless:
         raise ConfigError(
             f"model.moe.transport={moe.transport} has buffers of a capacity and model.moe.capacity_factor is null; "
             f"set model.moe.capacity_factor=1.25 or model.moe.transport={DROPLESS}"
         )
 
 
-def for_capacity(moe: config.MoE, factor: float | None) -> Transport:
-    """The config's transport, or the dropless one where there is no capacity."""
-    chosen = TRANSPORTS[moe.transport]
+def of(moe: config.MoE, kind: Router, factor: float | None) -> Transport:
+    """The config's transport, the dropless one where there is no capacity, or that of soft assignments."""
+    chosen = SOFT if kind.soft else TRANSPORTS[moe.transport]
     return chosen if factor is not None or chosen.dropless else TRANSPORTS[DROPLESS]

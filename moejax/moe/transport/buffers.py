@@ -20,10 +20,18 @@ def to_groups(buffers: Float[Array, "L GG C D"], plan: Plan) -> Float[Array, "E 
     return sharding.all_to_all(buffers, plan.axis, split=1, concat=0)
 
 
-def experts(route: object, buffers: Float[Array, "L GG C D"], weights: Weights, impl: str) -> Float[Array, "L GG C D"]:
-    """Every expert on its slots: the groups are equal, so a batched matmul is the grouped one, whatever `impl`."""
+def experts(
+    route: object, buffers: Float[Array, "L GG C D"], weights: tuple[Weights, ...], impl: str, clamp: float | None
+) -> Float[Array, "L GG C D"]:
+    """Every expert on its slots, one class of widths after another."""
+    parts = jnp.split(buffers, len(weights), axis=0)
+    return jnp.concatenate([_class(part, w, clamp) for part, w in zip(parts, weights, strict=True)], axis=0)
+
+
+def _class(buffers: Array, weights: Weights, clamp: float | None) -> Array:
+    """The groups are equal, so a batched matmul is the grouped one."""
     local, groups, slots, width = buffers.shape
     x = buffers.reshape(local, groups * slots, width)
     h = jnp.einsum("lnd,ldf->lnf", x, flat(weights.gate_up), preferred_element_type=jnp.float32).astype(x.dtype)
-    y = jnp.einsum("lnf,lfd->lnd", swiglu(h), weights.down, preferred_element_type=jnp.float32).astype(x.dtype)
+    y = jnp.einsum("lnf,lfd->lnd", swiglu(h, clamp), weights.down, preferred_element_type=jnp.float32).astype(x.dtype)
     return y.reshape(buffers.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,11 @@ def _one_hot(route: Route, value: Float[Array, "G A"]) -> Float[Array, "G S E C"
         return empty.at[a.token, a.expert, a.slot].add(value, mode="drop")
 
     return jax.vmap(one)(value, route.assignment)
+
+
+def regate(route: Route, gate: Float[Array, "G A"]) -> Route:
+    """The same route with other gates."""
+    return Route(dataclasses.replace(route.assignment, gate=gate), route.plan)
 
 
 def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG C D"]:

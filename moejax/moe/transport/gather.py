@@ -58,15 +58,33 @@ def route(assignment: Assignment, plan: Plan) -> Route:
     return Route(row.reshape(-1), tokens.reshape(-1), every.gate.reshape(-1), groups, totals, plan)
 
 
+def regate(route: Route, gate: Float[Array, "G A"]) -> Route:
+    """The same route with other gates."""
+    return route._replace(gate=_all(gate, route.plan).reshape(-1))
+
+
 def dispatch(route: Route, x: Float[Array, "G S D"]) -> Rows:
     """All tokens of the expert axis and the index of each sorted row into them."""
     index = jnp.zeros_like(route.row).at[route.row].set(route.token, mode="drop", unique_indices=False)
     return Rows(_all(x.reshape(-1, x.shape[-1]), route.plan), index)
 
 
-def experts(route: Route, rows: Rows, weights: Weights, impl: str) -> Float[Array, "R D"]:
-    """The local experts on their rows."""
-    return grouped_mlp(rows.x, rows.row_index, route.group_sizes, weights, impl=impl)
+def experts(
+    route: Route, rows: Rows, weights: tuple[Weights, ...], impl: str, clamp: float | None
+) -> Float[Array, "R D"]:
+    """The local experts on their rows, one class of widths after another: each sees its rows first in line."""
+    if len(weights) == 1:
+        return grouped_mlp(rows.x, rows.row_index, route.group_sizes, weights[0], impl=impl, clamp=clamp)
+    sizes = route.group_sizes.reshape(len(weights), -1)
+    totals = jnp.sum(sizes, axis=1, dtype=jnp.int32)
+    first, place = jnp.cumsum(totals, dtype=jnp.int32) - totals, jnp.arange(rows.row_index.shape[0], dtype=jnp.int32)
+    y = jnp.zeros_like(rows.x, shape=(rows.row_index.shape[0], rows.x.shape[1]))
+    for i, w in enumerate(weights):
+        ahead = rows.row_index.at[place + first[i]].get(mode="clip")
+        mine = grouped_mlp(rows.x, ahead, sizes[i], w, impl=impl, clamp=clamp)
+        back, here = place - first[i], (place >= first[i]) & (place < first[i] + totals[i])
+        y = jnp.where(here[:, None], mine.at[back].get(mode="clip"), y)
+    return y
 
 
 def combine(route: Route, rows: Float[Array, "R D"]) -> Float[Array, "G S D"]:

@@ -19,6 +19,8 @@ class Plan:
     """Devices along the expert axis."""
     tokens: int
     """S, tokens of a group."""
+    classes: int = 1
+    """Widths of experts; a device holds equally many of each, class by class."""
 
     axis = sharding.EXPERT_AXIS
 

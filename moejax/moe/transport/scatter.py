@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,11 @@ class Route(NamedTuple):
 def route(assignment: Assignment, plan: Plan) -> Route:
     """The slots are the route."""
     return Route(assignment, plan)
+
+
+def regate(route: Route, gate: Float[Array, "G A"]) -> Route:
+    """The same route with other gates."""
+    return Route(dataclasses.replace(route.assignment, gate=gate), route.plan)
 
 
 def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG C D"]:
