@@ -24,7 +24,7 @@ CASES = {
     "topk-plain": {"top_k": 3, "renormalize": False, "gate_scale": 2.5, "order": "choice_major", "orthogonality": 0.1},
     "topk-one": {"top_k": 1, "renormalize": False, "order": "priority", "sign_bias": 0.001},
     "topk-all": {"top_k": E, "score": "softmax_after"},
-    "topk-sigmoid": {"top_k": 3, "score": "sigmoid", "reroute": True, "sign_bias": 0.001, "router_dropout": 0.1, **LIMITED},
+    "topk-sigmoid": {"score": "sigmoid", "reroute": True, "sign_bias": 0.001, "router_dropout": 0.1, **LIMITED, **WARM},
     "topk-sqrt": {"score": "sqrt_softplus", "quantile_bias": 0.5, "router_dropout": 0.2, **PLUS},
     "topk-warm": {"score": "softmax_after", "order": "priority", "importance": 0.1, **WARM},
     "topk-sinkhorn": {"sinkhorn": 2, "score_variance": 0.1, "order": "choice_major"},
@@ -62,6 +62,27 @@ CONFIGS = {case: configure(case) for case in CASES}
 def first(router: str) -> str:
     """The first case of a router, whose name it bears."""
     return next(case for case in CASES if case.split("-")[0] == router)
+
+
+SET = {
+    "score": "sigmoid", "renormalize": False, "router_dropout": 0.1, "router_groups": 4, "router_groups_kept": 2, "top_k_start": 2,
+    "top_k_steps": 5, "top_p": 0.4, "mean_k": 1.5, "hash_by": "position", "soft_slots": 2, "order": "choice_major",
+    "reroute": True, "zero_experts": ("identity",), "zero_share": 0.2, "sign_bias": 0.001, "quantile_bias": 0.5, "sinkhorn": 2,
+    "smooth_load": 0.1, "sparsity": 1e-8,
+}  # fmt: skip
+"""Every option that only some routers read, set to something."""
+TOGETHER = {
+    "router_groups": ("router_groups_kept",), "router_groups_kept": ("router_groups",), "top_k_start": ("top_k_steps",),
+    "top_k_steps": ("top_k_start",), "zero_share": ("zero_experts",),
+}  # fmt: skip
+"""Options that mean nothing alone."""
+
+
+def bare(router: str, option: str = "") -> dict:
+    """Options of a router with nothing set that it can do without, for one more of SET."""
+    own = CONFIGS[first(router)]
+    needed = {name: getattr(own, name) for name in ("top_k", "transport", "capacity_factor", "sparsity")}
+    return {**SHARED, "router": router, **needed, **({"top_k": 3} if option.startswith("top_k_") else {})}
 
 
 def missing(cases: dict[str, config.MoE]) -> list[str]:

@@ -26,6 +26,12 @@ CASES = {
         [*QUICK, "--config.model.moe.num_experts=3", "--config.model.moe.top_k=4", WORKDIR],
         "top_k=4",
     ),
+    "a router that is not there": (
+        "train",
+        [*QUICK, WORKDIR, "--config.model.moe.router=softmax_topk"],
+        "topk, switch",
+    ),
+    "replay of nothing": ("train", [*QUICK, WORKDIR, "--config.train.replay={tmp}"], "train.record_every=1"),
     "no config": ("train", [WORKDIR], "--config is missing"),
     "missing config": ("train", ["--config={tmp}/none.py", WORKDIR], "none.py"),
     "missing data": ("train", [*QUICK, WORKDIR, *data("files", "{tmp}/none*.txt")], "none*.txt"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from moejax import config
@@ -42,7 +44,7 @@ def check(moe: config.MoE, context: int) -> None:
         )
 
 
-def group(x: Array, moe: config.MoE) -> Array:
+def group(x: Array | np.ndarray, moe: config.MoE) -> Any:
     """[B, T, ...] -> [G, S, ...]: whole rows, or windows of one row; several rows are ordered by position, then row."""
     b, t, *rest = x.shape
     if moe.group_window is not None:

@@ -11,6 +11,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float, Int
 
 from moejax import config
+from moejax.moe.names import ASSIGNMENT, keep
 from moejax.moe.records import Inputs
 
 
@@ -73,7 +74,8 @@ def noisy_logits(inputs: Inputs) -> Float[Array, "G S X"]:
     assert inputs.spread is not None
     # The smallest fp32 uniform is 0, whose normal quantile is -inf.
     normal = ndtri(jnp.maximum(inputs.noise, jnp.finfo(jnp.float32).tiny))
-    return inputs.logits + normal * jax.nn.softplus(inputs.spread)
+    # Saved like the choices made by it: another fusion of the recomputed quantile may round another way.
+    return keep(inputs.logits + normal * jax.nn.softplus(inputs.spread), ASSIGNMENT)
 
 
 def at(scores: Float[Array, "G S X"], expert: Int[Array, "G S K"]) -> Float[Array, "G S K"]:

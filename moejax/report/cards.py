@@ -61,19 +61,18 @@ def table(result: Result) -> str:
 
 
 def balancers(result: Result) -> str:
-    """All balancers in one table."""
+    """All balancers in one table; a dash for what was not measured."""
     lines = [
         "| balancer | steps until even | MaxVio, first to last | bits per byte | MaxVio in the experiment | step (10 to 90 %) |",
         "|---|---|---|---|---|---|",
     ]
     for name, row in result["rows"].items():
-        skewed, found, cost = row["skewed"], row["experiment"], row["overhead"]
+        skewed, found, cost = row["skewed"], row.get("experiment"), row.get("overhead")
         steps = "not" if skewed["steps"] is None else str(skewed["steps"])
         moved = f"{skewed['first']:.2f} to {skewed['last']:.2f}" if "first" in skewed else skewed["note"]
-        lines.append(
-            f"| {name} | {steps} | {moved} | {found['bits_per_byte']:.3f} | {found['max_violation']:.2f} | "
-            f"{cost['median']:.3f} ({cost['low']:.3f} to {cost['high']:.3f}) |"
-        )
+        learned = f"{found['bits_per_byte']:.3f} | {found['max_violation']:.2f}" if found else "– | –"
+        paid = f"{cost['median']:.3f} ({cost['low']:.3f} to {cost['high']:.3f})" if cost else "–"
+        lines.append(f"| {name} | {steps} | {moved} | {learned} | {paid} |")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from moejax.errors import ConfigError
 from moejax.layers import kinds
 from moejax.models import decoder
 from moejax.moe import layer, widths
-from moejax.train import optimizer
+from moejax.train import optimizer, recordings
 
 
 def check(cfg: config.Config) -> None:
@@ -87,6 +87,10 @@ def _check_loop(cfg: config.Config) -> None:
         raise ConfigError(
             f"train.record_every={train.record_every}, train.replay={train.replay!r} without a sparse layer: there is no routing; "
             f"leave both at their defaults"
+        )
+    if train.replay and not (Path(train.replay).expanduser() / recordings.FOLDER).is_dir():
+        raise ConfigError(
+            f"train.replay={train.replay} holds no folder {recordings.FOLDER}; give the workdir of a run made with train.record_every=1"
         )
     if train.reference and not Path(train.reference).expanduser().is_file():
         raise ConfigError(

@@ -10,8 +10,8 @@ import numpy as np
 from moejax import config
 from moejax.arrays import Batch
 from moejax.data import batches
-from moejax.data.pipeline import Rows, heldout_batches
-from moejax.moe import routers
+from moejax.data.pipeline import Arrays, Rows, heldout_batches
+from moejax.moe import assignment, routers
 from moejax.moe.layer import Mode
 from moejax.train import metrics, step
 from moejax.train.losses import Sums
@@ -39,7 +39,7 @@ class Evaluator:
         sums: dict[str, Sums] = {}
         for name, evaluate in self._steps.items():
             total: Sums | None = None
-            for batch in self._batches(limit):
+            for _, batch in self._batches(limit):
                 total = metrics.add(total, metrics.to_host(evaluate(state, batch)[0]))
             assert total is not None
             numbers |= metrics.of_evaluation(
@@ -49,26 +49,25 @@ class Evaluator:
         return numbers, sums[""]
 
     def probe(self, state: TrainState) -> dict[str, np.ndarray]:
-        """Experts of the first held-out batch, the same rows at every evaluation: experts [layers, tokens, choices], -1 where
-        there is none, and valid [tokens]. Empty where choices do not lie token by token, or nothing is sparse."""
-        moe = self._built.config.model.moe
-        batch = next(iter(self._batches(None)))
+        """Experts of the first `data.batch` held-out rows, the same at every evaluation and on every mesh: experts [layers, tokens,
+        choices], -1 where there is none, and valid [tokens]. Empty where choices do not lie token by token, or nothing is sparse."""
+        cfg: config.Config = self._built.config
+        moe = cfg.model.moe
+        host, batch = next(self._batches(None))
         _, recorded = self._probe(state, batch)
         if not recorded or not routers.ROUTERS[moe.router].token_choice:
             return {}
         routed = metrics.to_host(recorded["sparse"])
-        size = routed.excess.shape[-1]
-        chosen = np.where(routed.asked, routed.expert, -1)
-        experts = chosen.reshape(chosen.shape[0], chosen.shape[1] * size, -1)
-        return {
-            "experts": experts.astype(np.int32),
-            "valid": np.any(routed.asked[0].reshape(experts.shape[1], -1), axis=1),
-        }
+        valid = assignment.group(host["valid"][: cfg.data.batch], moe)
+        chosen = np.where(routed.asked, routed.expert, -1)[:, : len(valid)]
+        experts = chosen.reshape(len(chosen), valid.size, -1)
+        return {"experts": experts.astype(np.int32), "valid": valid.reshape(-1)}
 
-    def _batches(self, limit: int | None) -> Iterator[Batch]:
+    def _batches(self, limit: int | None) -> Iterator[tuple[Arrays, Batch]]:
+        """The rows, and those of them that are this process's on the mesh."""
         cfg: config.Config = self._built.config
         mesh: jax.sharding.Mesh = self._built.mesh
         total = batches.padded_rows(cfg, mesh, cfg.data.batch)
         mine = batches.rows_of_host(mesh, total)
         for host in heldout_batches(self._rows, total, limit):
-            yield batches.put({name: value[mine] for name, value in host.items()}, mesh, total)
+            yield host, batches.put({name: value[mine] for name, value in host.items()}, mesh, total)

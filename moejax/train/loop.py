@@ -80,7 +80,7 @@ def _steps(
     with stop_signal() as stop, contextlib.closing(stream.iterate(start, mine)) as rows:
         for done in range(start + 1, cfg.train.steps + 1):
             profile.before(done)
-            played = _replayed(cfg.train, done, mesh)
+            played = _replayed(cfg, done, total, mesh)
             now, sums, recorded = update(now, batches.put(next(rows), mesh, total), *played)
             _keep_routing(sums, recorded, done, cfg.train, files)
             profile.after(done, sums)
@@ -116,9 +116,12 @@ def _steps(
     return _finish(built, now, evaluator, files, reporter)
 
 
-def _replayed(train: config.Train, done: int, mesh: jax.sharding.Mesh) -> list[Any]:
-    """The recorded routing of a step, where the run replays one."""
-    return [recordings.load(train.replay, done, sharding.groups_sharding(mesh))] if train.replay else []
+def _replayed(cfg: config.Config, done: int, rows: int, mesh: jax.sharding.Mesh) -> list[Any]:
+    """The recorded routing of a step of so many rows, where the run replays one."""
+    if not cfg.train.replay:
+        return []
+    groups = rows // cfg.model.moe.group_rows * step.groups_of_unit(cfg)
+    return [recordings.load(cfg.train.replay, done, groups, sharding.groups_sharding(mesh))]
 
 
 def _keep_routing(sums: Any, recorded: Any, done: int, train: config.Train, files: Workdir) -> None:

@@ -93,9 +93,9 @@ def of_state(routing: Any) -> Numbers:
     return numbers
 
 
-def to_host(sums: Sums) -> Any:
-    """The sums as NumPy."""
-    return jax.tree.map(np.asarray, sums)
+def to_host(tree: Any) -> Any:
+    """Sums, state or recordings as NumPy."""
+    return jax.tree.map(np.asarray, tree)
 
 
 def add(left: Sums | None, right: Sums) -> Sums:

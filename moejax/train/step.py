@@ -125,7 +125,7 @@ def accumulated_gradients(
 
 def split_recordings(recorded: Recordings | None, cfg: config.Config) -> Recordings | None:
     """[layers, groups, n] -> [microbatches, layers, groups, n], as `split_microbatches` takes the rows."""
-    unit = _groups_of_unit(cfg)
+    unit = groups_of_unit(cfg)
 
     def cut(x: jax.Array) -> jax.Array:
         layers, _, width = x.shape
@@ -138,7 +138,7 @@ def split_recordings(recorded: Recordings | None, cfg: config.Config) -> Recordi
 
 def join_recordings(recorded: Recordings, cfg: config.Config) -> Recordings:
     """The inverse of `split_recordings`."""
-    unit = _groups_of_unit(cfg)
+    unit = groups_of_unit(cfg)
 
     def join(x: jax.Array) -> jax.Array:
         parts, layers, _, width = x.shape
@@ -148,7 +148,7 @@ def join_recordings(recorded: Recordings, cfg: config.Config) -> Recordings:
     return jax.tree.map(join, recorded)
 
 
-def _groups_of_unit(cfg: config.Config) -> int:
+def groups_of_unit(cfg: config.Config) -> int:
     """Groups in the rows that a microbatch takes at a time: one, or the windows of a row."""
     window = cfg.model.moe.group_window
     return 1 if window is None else cfg.data.context // window

@@ -8,12 +8,13 @@ import numpy as np
 
 from moejax import config
 from moejax.errors import DamagedError
-from moejax.models.decoder import Routing
 from moejax.moe import diagnostics
 from moejax.train.metrics import Numbers
 from moejax.train.progress import Reporter
 from moejax.train.workdir import Workdir
 
+State = dict[str, dict[str, np.ndarray]]
+"""The routing state on the host."""
 Probe = dict[str, np.ndarray]
 PROBES = "routing/probe_*.npz"
 
@@ -25,7 +26,7 @@ class Alarm:
         self._moe, self._files, self._reporter = moe, files, reporter
         self._said: list[str] = []
 
-    def sound(self, routing: Routing, step: int) -> Numbers:
+    def sound(self, routing: State, step: int) -> Numbers:
         """Lines to events.jsonl and the console where they are new; the number of hungry experts."""
         lines = alarms(routing, step, self._moe)
         for line in lines:
@@ -36,7 +37,7 @@ class Alarm:
         return {"moe/starved": starved(routing, step, self._moe)} if routing else {}
 
 
-def alarms(routing: Routing, step: int, moe: config.MoE) -> list[str]:
+def alarms(routing: State, step: int, moe: config.MoE) -> list[str]:
     """One line for each layer with experts that were not fed for `alarm_after` steps: which, and since when."""
     return [
         f"collapse: {kind} layer {layer}, expert{'s' if len(experts) > 1 else ''} {', '.join(map(str, experts))} below "
@@ -46,7 +47,7 @@ def alarms(routing: Routing, step: int, moe: config.MoE) -> list[str]:
     ]
 
 
-def starved(routing: Routing, step: int, moe: config.MoE) -> int:
+def starved(routing: State, step: int, moe: config.MoE) -> int:
     """Experts that were not fed for `alarm_after` steps, in all layers."""
     return sum(int((step - np.asarray(state["last_fed"]) >= moe.alarm_after).sum()) for state in routing.values())
 
@@ -70,9 +71,9 @@ def agreement(reference: str, probe: Probe) -> Numbers:
     if not reference:
         return {}
     try:
-        with np.load(Path(reference).expanduser()) as known:
+        with open(Path(reference).expanduser(), "rb") as opened, np.load(opened) as known:
             experts, valid = known["experts"], known["valid"]
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
         raise DamagedError(f"train.reference={reference} cannot be read as a probe ({error})") from error
     if not probe or experts.shape[:2] != probe["experts"].shape[:2] or not np.array_equal(valid, probe["valid"]):
         raise DamagedError(

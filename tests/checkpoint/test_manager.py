@@ -10,7 +10,10 @@ from train import small
 from moejax import config
 from moejax.checkpoint.manager import Checkpoints, flatten, unflatten
 
-OPTIONS = {"model.pattern": ("attention+dense", "attention+sparse"), "model.moe.shared_hidden": 8}
+OPTIONS = {
+    "model.pattern": ("attention+dense", "attention+sparse"), "model.moe.shared_hidden": 8, "model.moe.sign_bias": 0.1,
+    "model.moe.load_balance_overflow": 0.1, "train.clip_spike": 3.0,
+}  # fmt: skip
 MESHES = [{"fsdp": 2, "expert": 2}, {}, {"expert": 4}, {"data": 2, "fsdp": 4}]
 
 
@@ -30,7 +33,8 @@ def filled(state, step):
 
 
 def test_b23_any_mesh_to_any_mesh(tmp_path):
-    """B23: parameters, moments, counters bit-equal after every hop, each placed as the new mesh wants it."""
+    """B23: parameters, moments, counters, routing state and the spike guard's mean bit-equal after every hop, each placed as the
+    new mesh wants it."""
     state = filled(begin(MESHES[0]), 0)
     wanted = small.on_host(state)
     for hop, sizes in enumerate(MESHES[1:] + MESHES[:1], start=1):
@@ -82,7 +86,9 @@ def test_flatten_and_back():
     state = begin({})
     flat = flatten(state)
     assert len(flat) == len(jax.tree.leaves(state))
-    assert {"step", "parameters/embedding", "parameters/blocks/layers/1/channel/router"} <= set(flat), sorted(flat)
+    wanted = {"step", "parameters/embedding", "parameters/blocks/layers/1/channel/router/logits"}
+    wanted |= {f"routing/sparse/{name}" for name in ("sign_bias", "load_balance_weight", "last_fed")}
+    assert wanted <= set(flat), sorted(flat)
     back = unflatten(dict(reversed(flat.items())), state)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     assert all(a is b for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True))

@@ -21,39 +21,20 @@ def refused(match=r"^model\.moe\.", **options):
     return str(error.value)
 
 
-SET = {
-    "score": "sigmoid", "renormalize": False, "router_dropout": 0.1, "router_groups": 4, "router_groups_kept": 2, "top_k_start": 2,
-    "top_k_steps": 5, "top_p": 0.4, "mean_k": 1.5, "hash_by": "position", "soft_slots": 2, "order": "choice_major",
-    "reroute": True, "zero_experts": ("identity",), "zero_share": 0.2, "sign_bias": 0.001, "quantile_bias": 0.5, "sinkhorn": 2,
-    "smooth_load": 0.1, "sparsity": 1e-8,
-}  # fmt: skip
-"""Every option that only some routers read, set to something."""
-TOGETHER = {
-    "router_groups": ("router_groups_kept",), "router_groups_kept": ("router_groups",), "top_k_start": ("top_k_steps",),
-    "top_k_steps": ("top_k_start",), "zero_share": ("zero_experts",),
-}  # fmt: skip
-"""Options that mean nothing alone."""
-
-
 def test_every_option_of_some_routers_is_set():
-    assert set(SET) == set(ROUTER_OPTIONS)
+    assert set(cases.SET) == set(ROUTER_OPTIONS)
 
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_b31_an_option_that_does_nothing_is_refused(router):
     """Each option a router does not read names itself, its value, what to leave it at, and who reads it; the others are taken."""
-    own = cases.configure(cases.first(router))
-    bare = {**cases.SHARED, "top_k": max(own.top_k, 1 if router == "switch" else 2), "router": router}
-    bare |= {name: getattr(own, name) for name in ("transport", "capacity_factor", "sparsity")}
-    layer.check(config.MoE(**bare), context=T)
-    for name, value in SET.items():
-        options = bare | {other: SET[other] for other in (name, *TOGETHER.get(name, ()))}
+    layer.check(config.MoE(**cases.bare(router)), context=T)
+    for name, value in cases.SET.items():
         if name in ROUTERS[router].reads:
-            # At k = 3, where a warm-up from 2 is one.
-            options |= {"top_k": 3} if name.startswith("top_k_") else {}
-            layer.check(config.MoE(**options), context=T)
+            options = {other: cases.SET[other] for other in (name, *cases.TOGETHER.get(name, ()))}
+            layer.check(config.MoE(**{**cases.bare(router, name), **options}), context=T)
         else:
-            options = bare | {name: value}
+            options = {**cases.bare(router), name: value}
             message = refused(rf"model\.moe\.{name}={re.escape(repr(value))} does nothing", **options)
             default = getattr(config.MoE, name)
             assert f"leave it at {default!r} or choose one of " in message

@@ -76,6 +76,21 @@ def test_b05_rerouting_drops_nothing_where_there_is_room(case):
     battery.check_rerouting(cases.CONFIGS[case])
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_option_that_a_router_reads(router):
+    """One at a time, on top of nothing: the oracle's choices, padding, causality. Rerouting where it reads that too."""
+    for name in sorted(ROUTERS[router].reads):
+        for more in ({}, {"reroute": True}) if "reroute" in ROUTERS[router].reads else ({},):
+            options = {other: cases.SET[other] for other in (name, *cases.TOGETHER.get(name, ()))} | more
+            order = {"order": "position"} if more else {}
+            moe = config.MoE(**{**cases.bare(router, name), **options, **order})
+            layer.check(moe, context=battery.SIZE)
+            battery.check_oracle(moe, battery.draw(moe, seed=7))
+            battery.check_padding(moe)
+            battery.check_causal(moe)
+
+
 # ---- options of selection -------------------------------------------------------------------------------------------
 
 
@@ -98,7 +113,8 @@ def test_group_limit_and_dropout():
     inputs = battery.draw(moe)
     tokens = battery.call(moe, inputs).tokens
     parts = tokens["original"] // (moe.num_experts // moe.router_groups)
-    assert max(len(set(row)) for row in parts[inputs.valid]) == moe.router_groups_kept < moe.router_groups
+    reached = [len(set(parts[at][tokens["asked"][at]])) for at in zip(*np.nonzero(inputs.valid), strict=True)]
+    assert max(reached) == moe.router_groups_kept < moe.router_groups
     moe = cases.CONFIGS["topk-sqrt"]
     inputs = battery.draw(moe)
     chosen = np.take_along_axis(inputs.hidden, battery.call(moe, inputs).tokens["original"], axis=2)

@@ -3,6 +3,7 @@
 import json
 import socket
 
+import numpy as np
 import pytest
 from train import small
 
@@ -10,6 +11,7 @@ OPTIONS = {
     "train.steps": 3, "train.log_every": 1, "train.eval_every": 2, "train.eval_rows": 8, "train.routing_every": 3,
     "checkpoint.every": 2, "mesh.fsdp": 2, "mesh.expert": 4, "model.moe.router": "gshard", "model.moe.capacity_factor": 1.0,
     "model.moe.transport": "scatter", "train.epsilon": 1e-2, "data.batch": 6,
+    "model.moe.sign_bias": 0.01, "model.moe.reroute": True, "train.record_every": 1,
 }  # fmt: skip
 
 
@@ -19,8 +21,9 @@ def lines(workdir):
 
 @pytest.mark.slow
 def test_b01_two_processes_are_one(tmp_path):
-    """Three steps, evaluation, checkpoints and the held-out loss; a batch of six rows on eight shards has padding on the second
-    process. Integers are equal, reals to 1e-5; the first process writes every line once, the second reports nothing."""
+    """Three steps, evaluation, checkpoints, recorded routing and the held-out loss; a batch of six rows on eight shards has padding
+    on the second process. Integers are equal, reals to 1e-5; the first process writes every line once, the second reports
+    nothing."""
     folder = small.prepared(tmp_path / "text")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -37,10 +40,13 @@ def test_b01_two_processes_are_one(tmp_path):
 
     wanted, actual = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert [line["step"] for line in wanted] == [1, 2, 2, 3, 3]
-    assert len(actual) == len(wanted) and wanted[0]["moe/drop_rate"] > 0 and wanted[0]["data/padding_rows"] == 2
+    assert len(actual) == len(wanted) and wanted[0]["moe/reroute_rate"] > 0 and wanted[0]["data/padding_rows"] == 2
     for line, line_ in zip(wanted, actual, strict=True):
         assert line_ == pytest.approx(line, rel=1e-5)
         assert {k: v for k, v in line_.items() if type(v) is int} == {k: v for k, v in line.items() if type(v) is int}
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+    for name in ("assignments/00000003.npz", "routing/probe_00000002.npz"):
+        with np.load(tmp_path / "one" / name) as a, np.load(tmp_path / "two" / name) as b:
+            small.equal(dict(b), dict(a))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from train import small
 
-from moejax.models.decoder import by_kind
+from moejax.models.decoder import by_kind, of_layers
 from moejax.moe import noise
 from moejax.moe.layer import Mode
 from moejax.train import state
@@ -25,7 +25,10 @@ def forward(cfg, training=True):
     mode = Mode(training, cfg.model.moe.capacity_factor)
 
     def run(parameters, batch):
-        return built.model(parameters)(batch, noise.step_key(0, jnp.int32(0)), mode)
+        hidden, outcomes = built.model(parameters)(
+            batch, noise.step_key(0, jnp.int32(0)), mode, start.routing, start.step
+        )
+        return hidden, {kind: jax.tree.map(lambda s: jnp.sum(s, axis=1), o["sums"]) for kind, o in outcomes.items()}
 
     with jax.set_mesh(built.mesh):
         compiled = small.quick_jit(run)
@@ -156,21 +159,57 @@ def test_by_kind_orders_by_depth():
     np.testing.assert_array_equal(found["sparse"]["n"], [0, 2, 3, 5, 6, 8])
 
 
+def test_of_layers_is_the_inverse():
+    """State and recordings reach the layers that they are of; layers of other kinds get what is missing."""
+    channels = ["sparse", "dense", "sparse"]
+    stacked = {"sparse": {"n": jnp.asarray([0, 2, 3, 5, 6, 8], jnp.int32)}}
+    found = of_layers(channels, stacked, {})
+    assert found[1] == {}
+    np.testing.assert_array_equal(found[0]["n"], [0, 3, 6])
+    np.testing.assert_array_equal(found[2]["n"], [2, 5, 8])
+    assert of_layers(channels, None) == [None] * 3 and of_layers(channels, {}, {}) == [{}] * 3
+    again = by_kind(channels, of_layers(channels, stacked, {}))
+    np.testing.assert_array_equal(again["sparse"]["n"], stacked["sparse"]["n"])
+
+
+def test_state_reaches_its_layer():
+    """A bias for expert 7 in one layer's state: all tokens of that layer choose it, and of no other."""
+    cfg = small.configure(
+        **{"model.pattern": ("attention+sparse",) * 2, "model.repeats": 2, "model.moe.sign_bias": 0.1}
+    )
+    built, start = small.begin(cfg)
+    batch = small.place(small.arrays(0), built.mesh)
+    with jax.set_mesh(built.mesh):
+
+        @small.quick_jit
+        def chosen(bias):
+            routing = {"sparse": start.routing["sparse"] | {"sign_bias": bias}}
+            key = noise.step_key(0, jnp.int32(0))
+            outcomes = built.model(start.parameters)(batch, key, Mode(False, None), routing, start.step)[1]
+            return outcomes["sparse"]["sums"]["requests"][:, 0, 7]
+
+        for depth in range(4):
+            bias = np.zeros((4, 8), np.float32)
+            bias[depth, 7] = 50
+            everybody = np.asarray(chosen(bias)) == small.arrays(0)["valid"].sum()
+            assert np.flatnonzero(everybody).tolist() == [depth]
+
+
 def test_sums_follow_the_layers():
     """A layer whose router is zero sends all first choices to expert 0: its sums are where the layer is."""
     cfg = small.configure(**{"model.pattern": ("attention+sparse", "attention+sparse"), "model.repeats": 2})
     call, parameters = forward(cfg, False)
     for depth in range(4):
         changed = small.on_host(parameters)
-        router = changed["blocks"]["layers"][depth % 2]["channel"]["router"].copy()
+        router = changed["blocks"]["layers"][depth % 2]["channel"]["router"]["logits"].copy()
         router[depth // 2] = 0
         changed["blocks"]["layers"][depth % 2]["channel"] = changed["blocks"]["layers"][depth % 2]["channel"] | {
-            "router": router
+            "router": {"logits": router}
         }
         changed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), changed, parameters)
         _, sums = call(small.arrays(0), changed)
         valid = small.arrays(0)["valid"].sum()
-        assert [i for i in range(4) if sums["sparse"]["load"].sum(1)[i, 0] == valid] == [depth]
+        assert [i for i in range(4) if sums["sparse"]["load"][i, 0] == valid] == [depth]
 
 
 def test_unroll_changes_nothing():
@@ -182,8 +221,8 @@ def test_unroll_changes_nothing():
 
 
 def test_b34_parameter_counts_by_hand():
-    """B34: all parameters, and those one token meets: of eight experts, two."""
-    cfg = small.configure(**SPARSE | {"model.moe.shared_hidden": 4})
+    """B34: all parameters, and those one token meets: of eight experts, two. Biases are state and count nowhere."""
+    cfg = small.configure(**SPARSE | {"model.moe.shared_hidden": 4, "model.moe.sign_bias": 0.1})
     built, start = small.begin(cfg)
     d, attention_ = 16, 2 * (16 * 2 * 8) + 2 * (16 * 1 * 8)
     dense = attention_ + 2 * d + 3 * d * 24
@@ -193,3 +232,18 @@ def test_b34_parameter_counts_by_hand():
     total, active = state.count_parameters(built, start.parameters)
     assert total == outside + 2 * (dense + sparse + 8 * expert)
     assert active == outside + 2 * (dense + sparse + 2 * expert)
+
+
+def test_b34_parameter_counts_of_every_part():
+    """B34: two widths, a latent width, a gated shared expert, constants, a second head of the router."""
+    cfg = small.configure(**{
+        "model.moe.router": "noisy_topk", "model.moe.hidden_classes": (8, 16), "model.moe.latent": 4, "model.moe.shared_hidden": 4,
+        "model.moe.shared_gate": True, "model.moe.zero_experts": ("constant", "zero", "constant"),
+    })  # fmt: skip
+    built, start = small.begin(cfg)
+    d, latent = 16, 4
+    outside = 2 * 264 * d + d + 2 * (16 * 2 * 8) + 2 * (16 * 1 * 8) + 2 * d
+    rest = 2 * d * 11 + 2 * d * latent + 2 * d + 3 * d * 4 + d
+    experts = 4 * 3 * latent * 8 + 4 * 3 * latent * 16
+    total, active = state.count_parameters(built, start.parameters)
+    assert total == outside + rest + experts and active == outside + rest + experts * 2 // 8

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 STEPS = 60
 OPTIONS = {
     "train.steps": STEPS, "train.log_every": 1, "train.eval_every": 20, "train.eval_rows": 8, "train.routing_every": 20,
-    "checkpoint.every": 15, "model.moe.router": "gshard", "model.moe.jitter": 0.1,
+    "checkpoint.every": 15, "model.moe.router": "gshard", "model.moe.jitter": 0.1, "model.moe.sign_bias": 0.01,
 }  # fmt: skip
 OVERFLOW = {"train.learning_rate": 3.3e38, "train.weight_decay": 10.0, "train.warmup": 0}
 BAD = {
@@ -30,13 +30,23 @@ BAD = {
 }
 """The first update leaves fp32: the next logged loss is not finite, or, without a log, the state to be saved."""
 
-SPECIAL = BAD | {"one": {"train.profile_from": 5, "train.profile_steps": 2}}
+SHORT = {"train.steps": 6, "train.eval_every": 3, "model.moe.capacity_factor": 1.0, "model.moe.reroute": True}
+SPECIAL = BAD | {
+    "one": {"train.profile_from": 5, "train.profile_steps": 2},
+    "recorded": SHORT | {"train.record_every": 1},
+    "replayed": SHORT | {"train.replay": "{tmp}/recorded"},
+    "other data": SHORT | {"train.replay": "{tmp}/recorded", "data.seed": 1},
+    "too long": SHORT
+    | {"train.replay": "{tmp}/recorded", "train.steps": 9, "train.warmup": 1, "train.replay_limit": 1.0},
+}
+
+
+ROUTING = [*(f"{kind}{step:08d}.npz" for step in (20, 40, 60) for kind in ("", "probe_")), "heldout.npz"]
 
 
 def command(folder, workdir, options):
-    return small.start(
-        "train", *small.flags(folder, **OPTIONS | options), f"--workdir={workdir}", cache=folder.parent / "compiled"
-    )
+    flags = [flag.format(tmp=folder.parent) for flag in small.flags(folder, **OPTIONS | options)]
+    return small.start("train", *flags, f"--workdir={workdir}", cache=folder.parent / "compiled")
 
 
 def interrupted(folder, workdir):
@@ -54,10 +64,10 @@ def runs(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("loop")
     folder = small.prepared(tmp / "text")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        chains = ("one", "two"), BAD
+        chains = ("one", "two"), BAD, ("recorded", "replayed", "other data", "too long")
         run = lambda names: {n: small.finish(command(folder, tmp / n, SPECIAL.get(n, {}))) for n in names}  # noqa: E731
-        one, bad = pool.map(run, chains)
-        return tmp, one | bad, interrupted(folder, tmp / "stopped")
+        one, bad, played = pool.map(run, chains)
+        return tmp, one | bad | played, interrupted(folder, tmp / "stopped")
 
 
 def saved(workdir, step=None):
@@ -98,23 +108,21 @@ def test_the_files_of_a_run(runs):
     assert [line["step"] for line in lines if "eval/loss" in line] == [20, 40]
     assert [line["step"] for line in lines if "heldout/loss" in line] == [STEPS] and "heldout/loss" in lines[-1]
     wanted = {"loss", "cross_entropy", "load_balance", "router_z", "bits_per_byte"}
-    assert {f"train/{name}" for name in wanted} | {"moe/drop_rate"} <= set(lines[0])
+    assert {f"train/{name}" for name in wanted} | {"moe/drop_rate", "moe/starved", "moe/sign_bias_rms"} <= set(lines[0])
+    assert ["eval/churn" in line for line in lines if "eval/loss" in line] == [False, True]
     losses = [line["train/cross_entropy"] for line in lines if "train/loss" in line]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.5, "it should learn"
     assert not any("second" in name for line in lines for name in line), "metrics.jsonl knows no clock"
-    assert {p.name for p in (here / "routing").iterdir()} == {
-        "00000020.npz",
-        "00000040.npz",
-        "00000060.npz",
-        "heldout.npz",
-    }
+    assert {p.name for p in (here / "routing").iterdir()} == set(ROUTING)
     with np.load(here / "routing" / "00000020.npz") as routing:
         assert (
             routing["sparse.load"].shape == (1, 8)
             and routing["sparse.load"].sum() == routing["sparse.routed"].sum() > 0
         )
     with np.load(here / "routing" / "heldout.npz") as routing:
-        assert routing["sparse.labels"].shape == (1, 2, 8)
+        assert routing["sparse.labels"].shape == (1, 2, 8) and routing["sparse.coactivation"].shape == (1, 8, 8)
+    with np.load(here / "routing" / "probe_00000040.npz") as probe:
+        assert probe["experts"].shape == (1, small.B * small.T, 2) and probe["valid"].shape == (small.B * small.T,)
 
 
 def test_b21_twice_is_the_same(runs):
@@ -128,8 +136,8 @@ def test_b21_twice_is_the_same(runs):
 
 
 def test_b22_interrupted_is_the_same(runs):
-    """B22, B27 for SIGINT: it saves, exits with 75 and one line, and the same command goes on; in the end metrics, routing and
-    state are those of the undisturbed run, bit for bit."""
+    """B22, B27 for SIGINT: it saves, exits with 75 and one line, and the same command goes on; in the end metrics, routing,
+    probes and state, with its biases, are those of the undisturbed run, bit for bit."""
     tmp, _, ((code, out, err), lines, again) = runs
     assert code == 75, (code, out, err)
     assert len(err.strip().splitlines()) == 1 and "the same command goes on from there" in err
@@ -138,7 +146,8 @@ def test_b22_interrupted_is_the_same(runs):
     one, stopped = tmp / "one", tmp / "stopped"
     assert (one / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
     small.equal(saved(one)[1], saved(stopped)[1])
-    for name in ("00000020.npz", "00000040.npz", "00000060.npz", "heldout.npz"):
+    assert saved(one)[1].routing["sparse"]["sign_bias"].any()
+    for name in ROUTING:
         with np.load(one / "routing" / name) as a, np.load(stopped / "routing" / name) as b:
             small.equal(dict(b), dict(a))
     events = [json.loads(line)["event"] for line in (stopped / "events.jsonl").read_text().splitlines()]
@@ -158,6 +167,32 @@ def test_b26_bad_numbers_end_the_run(runs, name):
     assert err.startswith(f"error: the {name} ")
     log = tmp / name / "metrics.jsonl"
     assert "NaN" not in log.read_text() and "Infinity" not in log.read_text()
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_replayed_run_is_the_recorded_one(runs):
+    """From the disk of another run: the same metrics, byte for byte, but for the count of differences, which is 0."""
+    tmp, answers, _ = runs
+    assert answers["recorded"][0] == answers["replayed"][0] == 0, (answers["recorded"], answers["replayed"])
+    assert {p.name for p in (tmp / "recorded" / "assignments").iterdir()} == {f"{step:08d}.npz" for step in range(1, 7)}
+    assert not (tmp / "replayed" / "assignments").exists()
+    played = lines_of(tmp / "replayed")
+    assert [line.pop("moe/mismatched") for line in played if "train/loss" in line] == [0] * 6
+    assert played == lines_of(tmp / "recorded") and played[0]["moe/reroute_rate"] > 0
+
+
+def test_a_replay_of_something_else_ends_the_run(runs):
+    """Other data: exit code 3 and the layer that differs. More steps than were recorded: exit code 4 and the file that is missing."""
+    _, answers, _ = runs
+    code, out, err = answers["other data"]
+    assert (
+        code == 3 and "replay at step 1: the router of sparse layer 0" in err and len(err.strip().splitlines()) == 1
+    ), (out, err)
+    code, out, err = answers["too long"]
+    assert code == 4 and "00000007.npz cannot be read" in err and len(err.strip().splitlines()) == 1, (out, err)
 
 
 def test_a_workdir_belongs_to_its_config(tmp_path):

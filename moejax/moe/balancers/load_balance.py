@@ -11,8 +11,9 @@ from moejax import config
 from moejax.arrays import SoftAssignment, Stats, count
 from moejax.errors import ConfigError
 from moejax.moe.balancers.api import Balancer, Seen, share, targets
+from moejax.moe.names import ASSIGNMENT, keep
 from moejax.moe.records import State
-from moejax.moe.scores import noisy_logits
+from moejax.moe.scores import at, noisy_logits
 
 SCOPES = ("global", "microbatch", "group", "sequence")
 OVERFLOW_AT = 1.25
@@ -103,13 +104,23 @@ def expected_load_sums(seen: Seen, moe: config.MoE) -> Stats:
     bar = boundary(jnp.where(eligible, noisy + shift, -jnp.inf), moe.top_k)
     rivals = jnp.isfinite(bar)
     distance = (inputs.logits + shift - jnp.where(rivals, bar, 0)) / jax.nn.softplus(inputs.spread)
-    chances = jnp.where(eligible, jnp.where(rivals, norm.cdf(distance), 1), 0)
+    chances = jnp.where(eligible, jnp.where(rivals, _normal(distance), 1), 0)
     return {"expected_load": jnp.sum(jnp.where(inputs.valid[..., None], chances, 0), axis=(0, 1))}
+
+
+@jax.custom_jvp
+def _normal(x: Array) -> Array:
+    """The standard normal distribution function. Its derivative is written out: jax 0.12 has none for erf inside shard_map."""
+    return norm.cdf(x)
+
+
+_normal.defjvps(lambda dx, _, x: dx * norm.pdf(x))
 
 
 def boundary(scores: Float[Array, "G S X"], k: int) -> Float[Array, "G S X"]:
     """The score that each expert competes with: the k-th best of the others."""
-    value, expert = jax.lax.top_k(scores, min(k + 1, scores.shape[-1]))
+    expert = keep(jax.lax.top_k(jax.lax.stop_gradient(scores), min(k + 1, scores.shape[-1]))[1], ASSIGNMENT)
+    value = at(scores, expert)
     chosen = jnp.any(jax.nn.one_hot(expert[..., :k], scores.shape[-1], dtype=bool), axis=-2)
     after = value[..., k:] if value.shape[-1] > k else jnp.full_like(value[..., :1], -jnp.inf)
     return jnp.where(chosen, after, value[..., k - 1 : k])
