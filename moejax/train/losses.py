@@ -55,12 +55,15 @@ def by_shard(x: Array) -> Array:
 
 def reduced(tree: Any) -> Any:
     """Every array [shards, ...] summed over the shards, with one reduction over the mesh for each type of number."""
+    if sharding.batch_shards() == 1:  # jax 0.12 cannot differentiate the concatenation of arrays of one shard
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), tree)
     leaves, structure = jax.tree.flatten(tree)
     totals: list[Array] = list(leaves)
     for dtype in sorted({x.dtype for x in leaves}, key=str):
         mine = [i for i, x in enumerate(leaves) if x.dtype == dtype]
-        # A reshape may forget the shard axis; nothing moves here.
-        flat = [jax.reshard(leaves[i].reshape(leaves[i].shape[0], -1), sharding.spec("shard", None)) for i in mine]
+        # A reshape alone may forget the shard axis.
+        rows = sharding.spec("shard", None)
+        flat = [leaves[i].reshape(leaves[i].shape[0], -1, out_sharding=rows) for i in mine]
         packed = jnp.concatenate(flat, axis=1)
         total, start = jnp.sum(packed, axis=0, dtype=dtype), 0
         for i in mine:

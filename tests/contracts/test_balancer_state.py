@@ -138,9 +138,21 @@ def test_gaps_are_distances_to_the_threshold():
 # ---- quantiles --------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def compiled(reach):
+    """(values, valid, share of each column) -> (counts below the rungs, quantiles)."""
+    rungs = quantile.ladder(reach)
+
+    def run(values, valid, share):
+        counts = quantile.below(values, valid, rungs)
+        return counts, quantile.at(counts, jnp.sum(valid, dtype=jnp.int32), share, rungs)
+
+    return harness.jit(run)
+
+
 def quantiles(values, valid, share, rungs):
-    counts = quantile.below(jnp.asarray(values, jnp.float32), jnp.asarray(valid), rungs)
-    return np.asarray(quantile.at(counts, jnp.sum(jnp.asarray(valid), dtype=jnp.int32), share, rungs))
+    share = np.broadcast_to(np.float32(share), values.shape[-1:])
+    return np.asarray(compiled(float(rungs[-1]))(np.float32(values), valid, share)[1])
 
 
 @pytest.mark.parametrize("rungs", [quantile.SIGMOID, quantile.LOGITS], ids=["sigmoid", "logits"])
@@ -165,7 +177,7 @@ def test_quantiles_at_the_ends():
     assert quantiles(np.zeros((1, 10, 1)), ones, 0.0, rungs) == rungs[0]
     assert quantiles(np.zeros((1, 10, 1)), ~ones, 0.5, rungs) == 0
     spread = np.linspace(-1, 1, 10)[None, :, None].repeat(2, axis=2)
-    low, high = quantiles(spread, ones, jnp.asarray([0.2, 0.8], jnp.float32), rungs)
+    low, high = quantiles(spread, ones, [0.2, 0.8], rungs)
     assert low < -0.5 and high > 0.5
     spread[0, :6, 0], spread[0, :6, 1] = np.inf, -np.inf
     assert quantiles(spread, ones, 0.5, rungs).tolist() == [rungs[-1], rungs[0]]
@@ -174,14 +186,13 @@ def test_quantiles_at_the_ends():
 def test_counts_of_shards_add():
     """Counts below the rungs are integers that add over any cut of the tokens, and padding adds none."""
     rng = np.random.default_rng(1)
-    values, valid = jnp.asarray(rng.normal(size=(6, 20, 3)), jnp.float32), jnp.asarray(rng.random((6, 20)) < 0.7)
-    whole = quantile.below(values, valid, quantile.LOGITS)
-    parts = [quantile.below(values[i : i + 2], valid[i : i + 2], quantile.LOGITS) for i in (0, 2, 4)]
-    np.testing.assert_array_equal(sum(np.asarray(p) for p in parts), whole)
-    brute = (np.asarray(values)[np.asarray(valid)][..., None] < quantile.LOGITS).sum(axis=0)
-    np.testing.assert_array_equal(whole, brute)
-    padded = jnp.concatenate([values, jnp.full_like(values, jnp.nan)]), jnp.concatenate([valid, jnp.zeros_like(valid)])
-    np.testing.assert_array_equal(quantile.below(*padded, quantile.LOGITS), whole)
+    values, valid = rng.normal(size=(6, 20, 3)).astype(np.float32), rng.random((6, 20)) < 0.7
+    count = lambda x, v: np.asarray(compiled(8.0)(x, v, np.full(3, 0.5, np.float32))[0])  # noqa: E731
+    whole = count(values, valid)
+    np.testing.assert_array_equal(sum(count(values[i : i + 2], valid[i : i + 2]) for i in (0, 2, 4)), whole)
+    np.testing.assert_array_equal(whole, (values[valid][..., None] < quantile.LOGITS).sum(axis=0))
+    padded = np.concatenate([values, np.full_like(values, np.nan)]), np.concatenate([valid, np.zeros_like(valid)])
+    np.testing.assert_array_equal(count(*padded), whole)
 
 
 def test_the_ladder():
