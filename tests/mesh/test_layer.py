@@ -6,6 +6,7 @@ import re
 
 import cases
 import harness
+import jax
 import numpy as np
 import pytest
 
@@ -220,3 +221,4 @@ def test_b01_every_pair_on_every_mesh(mesh_of, sizes, router, more):
     p, mode = harness.problem(moe, seed=3, rows=ROWS), Mode(True, moe.capacity_factor)
     harness.same(harness.run(p, mesh_of(**sizes), moe, mode), harness.expected(p, moe, mode))
     harness._COMPILED.clear()  # hundreds of programs, each used once
+    jax.clear_caches()
