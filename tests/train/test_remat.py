@@ -69,12 +69,9 @@ def ties(parameters, host):
 
 
 CASES = [
-    ("selective", "gshard"),
-    ("full", "gshard"),
-    ("full", "biased"),
-    pytest.param("selective", "biased", marks=pytest.mark.slow),
-    pytest.param("selective", "threshold", marks=pytest.mark.slow),
-    pytest.param("full", "threshold", marks=pytest.mark.slow),
+    pytest.param(policy, kind, marks=[] if policy == "full" and kind != "threshold" else pytest.mark.slow)
+    for policy in ("selective", "full")
+    for kind in COMPILED
 ]
 
 
@@ -119,7 +116,10 @@ def decisions(policy, kind):
     return names.count("top_k") + names.count("sort")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+OFTEN = ("gshard", "noisy", "biased")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[] if k in OFTEN else pytest.mark.slow) for k in KINDS])
 def test_b10_routing_is_decided_once(kind, monkeypatch):
     """B10: the backward pass has no top_k of its own, whatever is recomputed; with a policy that forgets the assignment it has."""
     once = decisions("none", kind)

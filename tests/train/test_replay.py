@@ -67,6 +67,7 @@ def test_a_replay_is_the_same_run(recorded):
         recordings.require_match(one["layers"], 0.0, 1)
 
 
+@pytest.mark.slow
 def test_a_replay_on_another_mesh(recorded):
     """Recorded on one device, played back on four in two microbatches: every request as recorded, reals to rounding."""
     workdir, wanted = recorded
