@@ -62,11 +62,22 @@ class Data:
     """Where text comes from and how it is cut into rows."""
 
     source: str = "python"
-    """python (the standard library's own sources and texts), files (text or jsonl), or prepared (a folder of scripts/prepare.py)."""
+    """python (the standard library's own sources and texts), files (text or jsonl), planted (text of known sources, whose entropy
+    is known), or prepared (a folder of scripts/prepare.py)."""
     files: str = ""
     """Glob of the files of source files; folder of source prepared."""
     cache: str = "~/.cache/moejax"
-    """Folder for tokenised text of the sources python and files."""
+    """Folder for tokenised text of the sources python, files and planted."""
+    planted_sources: int = 4
+    """k, Markov chains; a planted document is drawn from one of them."""
+    planted_letters: int = 64
+    """n, letters that all of them share; 64 at most."""
+    planted_concentration: float = 3.0
+    """c, how far a letter decides the next one in a chain: 0 not at all."""
+    planted_documents: int = 20000
+    """Documents of context - 1 letters, training and held-out together."""
+    planted_seed: int = 0
+    """Root of the chains and of their documents."""
     context: int = 128
     """T, positions of a row."""
     batch: int = 16

@@ -35,6 +35,7 @@ class Rows:
         part = load(folder, split)
         self.label_names = part.label_names
         self.hash = part.hash
+        self.floor = part.floor
         self._context = context
         self._offsets, self._labels = part.offsets, part.labels
         self._tokens = int(part.offsets[-1])

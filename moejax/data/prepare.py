@@ -15,15 +15,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from moejax import config
-from moejax.data import source, tokenizer
+from moejax.data import planted, source, tokenizer
 from moejax.errors import DamagedError, UserError
 
 FORMAT = 1
@@ -42,12 +42,14 @@ class Split:
     labels: np.ndarray
     """i32[D]: index into label_names."""
     label_names: tuple[str, ...]
+    floor: float | None
+    """Bits per byte that the best possible reader pays for these documents; None where that is not known."""
     hash: str
     """Of everything that a row is made from: equal on all hosts that read the same text."""
 
 
 def ensure(data: config.Data) -> Path:
-    """The prepared folder of any source; `python` and `files` are prepared into data.cache when first asked for.
+    """The prepared folder of any source; all but `prepared` are prepared into data.cache when first asked for.
 
     Raises UserError on a wrong source, on files that do not fit, and on a cache that cannot be written.
     """
@@ -57,14 +59,13 @@ def ensure(data: config.Data) -> Path:
             remedy = "make one with: python scripts/prepare.py --files=GLOB --out=DIR"
             raise UserError(f"config.data.files={data.files!r} is not a prepared folder; {remedy}")
         return folder
-    if data.source not in ("python", "files"):
-        raise UserError(f"config.data.source={data.source!r} is unknown; it must be python, files or prepared")
-    paths = source.python_paths() if data.source == "python" else source.file_paths(data.files)
-    folder = Path(data.cache).expanduser() / f"{data.source}-{_key(paths, data.heldout)}"
+    if data.source not in MAKERS:
+        raise UserError(f"config.data.source={data.source!r} is unknown; it must be {', '.join(MAKERS)} or prepared")
+    origin, make = MAKERS[data.source]
+    folder = Path(data.cache).expanduser() / f"{data.source}-{_key(origin(data), data.heldout)}"
     if not folder.exists():
-        documents = source.python_documents() if data.source == "python" else source.file_documents(data.files)
         try:
-            _write(documents, folder, data.heldout)
+            _write(make(data), folder, data.heldout)
         except OSError as error:
             reason = f"config.data.cache={data.cache!r} cannot be written: {error.strerror}"
             raise UserError(f"{reason}; choose a writable folder with --config.data.cache=DIR") from error
@@ -97,7 +98,8 @@ def load(folder: Path, split: str) -> Split:
     with np.load(folder / f"{split}.npz") as arrays:
         offsets, labels = arrays["offsets"], arrays["labels"]
     records = folder / f"{split}.array_record"
-    return Split(records, offsets, labels, tuple(index["labels"]), index["hashes"][split])
+    floor = index["splits"][split].get("ideal_bits_per_byte")
+    return Split(records, offsets, labels, tuple(index["labels"]), floor, index["hashes"][split])
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -148,7 +150,10 @@ def _write_split(folder: Path, split: str, part: list[source.Document], names: l
         writer.write(tokens[start : start + RECORD].tobytes())
     writer.close()
     per_label = {name: int(lengths[labels == i].sum()) for i, name in enumerate(names)}
-    return {"documents": len(part), "tokens": len(tokens), "tokens_per_label": per_label}
+    counts = {"documents": len(part), "tokens": len(tokens), "tokens_per_label": per_label}
+    ideal = [document.ideal_bits for document in part if document.ideal_bits is not None]
+    known = len(ideal) == len(part)
+    return counts | ({"ideal_bits_per_byte": sum(ideal) / sum(len(d.text) for d in part)} if known else {})
 
 
 def _digest(folder: Path, split: str, index: dict[str, Any]) -> str:
@@ -162,13 +167,32 @@ def _digest(folder: Path, split: str, index: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _key(paths: list[Path], heldout: float) -> str:
-    """Names a cache entry by what its content is made from; a changed file gives another entry."""
+def _key(origin: list[Any], heldout: float) -> str:
+    """Names a cache entry by what its content is made from."""
+    return hashlib.blake2b(repr((FORMAT, heldout, origin)).encode(), digest_size=8).hexdigest()
+
+
+def _stats(paths: list[Path]) -> list[Any]:
+    """What tells a changed file."""
     try:
-        stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        return [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}; leave it out") from error
-    return hashlib.blake2b(repr((FORMAT, heldout, stats)).encode(), digest_size=8).hexdigest()
+
+
+class Maker(NamedTuple):
+    """A source that is prepared when asked for."""
+
+    origin: Callable[[config.Data], list[Any]]
+    """What its text is made from."""
+    documents: Callable[[config.Data], list[source.Document]]
+
+
+MAKERS = {
+    "python": Maker(lambda data: _stats(source.python_paths()), lambda data: source.python_documents()),
+    "files": Maker(lambda data: _stats(source.file_paths(data.files)), lambda data: source.file_documents(data.files)),
+    "planted": Maker(planted.origin, planted.documents),
+}
 
 
 def _damaged(folder: Path, what: str) -> DamagedError:

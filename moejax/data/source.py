@@ -36,6 +36,8 @@ class Document:
     label: str
     """Kind of text, for analysis."""
     text: bytes
+    ideal_bits: float | None = None
+    """What the best possible reader pays for the text, where that is known."""
 
 
 def python_paths() -> list[Path]:

@@ -49,6 +49,12 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         return Row(key, title, tuple(_number(value(run)) for run in runs), show, ratio)
 
     found = _evaluation(runs, "heldout", "held-out", lambda run: run.heldout)
+    found += [
+        row(
+            "floor", "known entropy of held-out text [bits per byte]", lambda run: run.facts.get("heldout_floor"), ".4f"
+        ),
+        row("above_floor", "held-out above it [bits per byte]", _above_floor, ".4f"),
+    ]
     found += _evaluation(runs, "heldout_capacity", "held-out at capacity", lambda run: run.heldout)
     if not all(run.finished for run in runs):
         found += _evaluation(runs, "eval", "last eval", _last_eval)
@@ -153,6 +159,11 @@ def _number(value: Value) -> Value:
 
 def _parameters(run: Run, which: str) -> Value:
     return run.facts.get("parameters", {}).get(which)
+
+
+def _above_floor(run: Run) -> Value:
+    floor, bits = run.facts.get("heldout_floor"), run.heldout.get("heldout/bits_per_byte")
+    return None if floor is None or bits is None else bits - floor
 
 
 def _tokens(run: Run) -> Value:

@@ -34,8 +34,8 @@ def line(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
     return " · ".join(parts)
 
 
-def run(built: state.Built, now: state.TrainState, rows: Rows) -> dict[str, Any]:
-    """Versions, devices, plan, parameter counts and the hash of the data."""
+def run(built: state.Built, now: state.TrainState, rows: Rows, heldout: Rows) -> dict[str, Any]:
+    """Versions, devices, plan, parameter counts, the hash of the data and the least that held-out text can cost, if it is known."""
     total, active = state.count_parameters(built, now.parameters)
     return {
         "plan": line(built.config, built.mesh),
@@ -44,6 +44,7 @@ def run(built: state.Built, now: state.TrainState, rows: Rows) -> dict[str, Any]
         "processes": jax.process_count(),
         "data_hash": rows.hash,
         "labels": list(rows.label_names),
+        "heldout_floor": heldout.floor,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

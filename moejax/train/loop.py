@@ -45,7 +45,7 @@ def train(cfg: config.Config, workdir: str, *, quiet: bool = False) -> Numbers:
         stack.enter_context(jax.set_mesh(mesh))
         built = state.build(cfg, mesh)
         now = state.create(built)
-        files.write("run.json", describe.run(built, now, stream.rows))
+        files.write("run.json", describe.run(built, now, stream.rows, heldout))
         reporter.say(describe.line(cfg, mesh))
 
         # ---- resume -----------------------------------------------------------------------------------------------

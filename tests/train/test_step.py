@@ -138,7 +138,7 @@ def test_b02_nothing_valid():
 @pytest.mark.parametrize("microbatches,options", [(1, {}), (2, {"model.moe.load_balance_scope": "microbatch"})])
 def test_b12_the_logged_loss_is_the_differentiated_one(microbatches, options):
     """B12: the slope of the logged train/loss along the gradient of the router, and of the rest, is that gradient's norm. Steps
-    are so small that no choice flips, and two of them cancel the curvature."""
+    are so small that no choice flips, so large that the loss's float32 rounding is 0.05 % of them, and two cancel the curvature."""
     cfg = hard(microbatches=microbatches, **options)
     base = small.trace(cfg, BATCHES[:1])
     start = small.on_host(small.build(cfg).start.parameters)
@@ -160,10 +160,10 @@ def test_b12_the_logged_loss_is_the_differentiated_one(microbatches, options):
                     )
             return trace.numbers[0]["train/loss"]
 
-        h = 1e-3
+        h = 4e-3
         central = lambda h, along=along: (along(h) - along(-h)) / (2 * h)  # noqa: E731
         slope_of_log = (4 * central(h) - central(2 * h)) / 3
-        assert slope_of_log == pytest.approx(norm, rel=5e-3)
+        assert slope_of_log == pytest.approx(norm, rel=2e-3)
 
 
 LOSSES = ("load_balance", "router_z", "importance", "smooth_load", "score_variance", "orthogonality")

@@ -1,0 +1,34 @@
+"""Are planted experts found? Text of four known sources, four experts, and an entropy floor that is known exactly.
+
+python scripts/train.py --config=configs/planted.py --workdir=runs/planted            4 experts, one a source
+python scripts/train.py --config=configs/planted.py:1 --workdir=runs/planted_1        the same with 1 expert, or 2, 3, 8
+python scripts/report.py --workdir=runs/planted --workdir=runs/planted_1
+"""
+
+import ml_collections
+
+from moejax import config
+
+
+def get_config(experts: str = "4") -> ml_collections.ConfigDict:
+    c = config.default()
+    c.name = f"{experts} experts"
+    c.data.source = "planted"
+    c.data.planted_documents = 140_000
+    c.data.context = 64
+    c.data.batch = 64
+    c.model.width = 32
+    c.model.repeats = 1
+    c.model.heads = c.model.kv_heads = 2
+    c.model.moe.router = "switch"
+    c.model.moe.num_experts = int(experts)
+    c.model.moe.top_k = 1
+    # An expert of width 4 has room for the table of one source.
+    c.model.moe.hidden = 4
+    c.train.steps = 2000
+    c.train.learning_rate = 0.03
+    c.train.final_learning_rate = 1e-4
+    c.train.weight_decay = 0.0
+    c.train.log_every = 50
+    c.train.eval_every = 250
+    return c

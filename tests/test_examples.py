@@ -1,0 +1,67 @@
+"""The losses of Jacobs et al. 1991 against NumPy, and the point that the example makes with them."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.moe import jacobs
+
+FILE = Path(__file__).parents[1] / "examples" / "jacobs_1991.py"
+N, E, O = 5, 3, 2
+BOTH = jacobs.averaged_error, jacobs.competitive_nats
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(N, E)), rng.normal(size=(N, E, O)), rng.normal(size=(N, O))
+
+
+def test_values(case):
+    logits, outputs, target = case
+    p, error = softmax(logits), ((target[:, None] - outputs) ** 2).sum(-1)
+    blend = (p[..., None] * outputs).sum(1)
+    small = [jnp.asarray(x, jnp.float32) for x in case]
+    np.testing.assert_allclose(jacobs.averaged_error(*small), ((target - blend) ** 2).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        jacobs.competitive_nats(*small), -np.log((p * np.exp(-error / 2)).sum(-1)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_slopes_are_the_papers(case):
+    """The slope at an expert's output is -2 p_i (d - blend) in eq. 1.1, and -h_i (d - o_i) with the posterior h in eq. 1.3."""
+    logits, outputs, target = case
+    small = [jnp.asarray(x, jnp.float32) for x in case]
+    p, error = softmax(logits), ((target[:, None] - outputs) ** 2).sum(-1)
+    blend = (p[..., None] * outputs).sum(1)
+    posterior = softmax(np.log(p) - error / 2)
+    slope = [jax.grad(lambda o, f=f: f(small[0], o, small[2]).sum())(small[1]) for f in BOTH]
+    np.testing.assert_allclose(slope[0], -2 * p[..., None] * (target - blend)[:, None], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(slope[1], -posterior[..., None] * (target[:, None] - outputs), rtol=1e-4, atol=1e-6)
+
+
+def test_far_targets_stay_finite():
+    far = jacobs.competitive_nats(jnp.zeros((1, 2)), jnp.zeros((1, 2, 1)), jnp.full((1, 1), 1e4))
+    assert np.isfinite(far).all()
+
+
+def test_experts_divide_the_task_where_averaged_errors_do_not():
+    """Seeds that the example does not show: competing experts solve nearly every subtask alone, averaged ones not half."""
+    spec = importlib.util.spec_from_file_location("jacobs_1991", FILE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    solved = {name: 0 for name in example.LOSSES}
+    for seed in (100, 101, 102, 103):
+        task = example.cases(seed)
+        for name, loss in example.LOSSES.items():
+            solved[name] += example.outcome(example.train(loss, task, seed, 3000), task).solved
+    assert solved["competitive likelihood"] >= 14 and solved["averaged error"] <= 8
