@@ -1,4 +1,4 @@
-"""Why experts compete: Jacobs, Jordan, Nowlan and Hinton 1991 on a task of four subtasks, in half a minute on a CPU.
+"""Why experts compete: Jacobs, Jordan, Nowlan and Hinton 1991 on a task of four subtasks, in a quarter of a minute on a CPU.
 
 Example: python examples/jacobs_1991.py --seeds=0,1,2 --out=jacobs.png
 

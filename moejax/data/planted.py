@@ -2,8 +2,8 @@
 
 k Markov chains share one alphabet; a document is drawn from one of them, which is its label. Source s has two random
 orders of the letters, a and b, and favourites f: p_s(y | x) is proportional to exp(c cos(2 pi (a_s[y] - b_s[x]) / n) + f_s[y]).
-After one letter nothing but the source tells what follows, and each source's table takes a network to hold. The first letter
-of a document is the source's own, 99 times of 100.
+All share the letters, so nothing but the source tells what follows, and each source's table takes a network to hold. A document
+begins with its source's own letter, as with a title; from there on a reader can know the source.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from moejax.data import source
 from moejax.errors import UserError
 
 LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-OWN = 0.99
-"""Share of documents that begin with their source's own letter; the others begin with any, all alike."""
 CHUNK = 8192
 """Documents whose code length is reckoned at a time."""
 
@@ -44,7 +42,7 @@ def sources(data: config.Data) -> Sources:
     angle = 2 * np.pi / n * (a[:, None, :] - b[:, :, None])
     chances = np.exp(data.planted_concentration * np.cos(angle) + favourites[:, None, :])
     chances /= chances.sum(axis=-1, keepdims=True)
-    return Sources((1 - OWN) / n + OWN * np.eye(k, n), chances)
+    return Sources(np.eye(k, n), chances)
 
 
 def entropy_rate(chains: Sources) -> Float[np.ndarray, " k"]:
@@ -63,7 +61,8 @@ def stationary(table: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
 def code_length(chains: Sources, letters: Int[np.ndarray, "N T"]) -> Float[np.ndarray, "N T"]:
     """-log2 p(letter | earlier letters of the document): what a reader pays who knows the chains but has to find out the source,
     which counts by its posterior from a uniform prior. No model of the text pays less on average."""
-    start = np.log(chains.first[:, letters[:, :1]])
+    with np.errstate(divide="ignore"):  # a source that cannot have begun like this has likelihood 0
+        start = np.log(chains.first[:, letters[:, :1]])
     steps = np.log(chains.next[:, letters[:, :-1], letters[:, 1:]])
     likelihood = np.cumsum(np.concatenate([start, steps], axis=2), axis=2)
     evidence = np.logaddexp.reduce(likelihood, axis=0) - np.log(len(likelihood))
@@ -88,7 +87,7 @@ def origin(data: config.Data) -> list[Any]:
     """All that the documents depend on."""
     check(data)
     options = [data.planted_sources, data.planted_letters, data.planted_concentration, data.planted_documents]
-    return [*options, data.planted_seed, data.context, OWN]
+    return [*options, data.planted_seed, data.context]
 
 
 def documents(data: config.Data) -> list[source.Document]:
