@@ -14,7 +14,7 @@ def get_config(experts: str = "4") -> ml_collections.ConfigDict:
     c = config.default()
     c.name = f"{experts} experts"
     c.data.source = "planted"
-    c.data.planted_documents = 140_000
+    c.data.planted_documents = 170_000
     c.data.context = 64
     c.data.batch = 64
     c.model.width = 32
@@ -23,9 +23,12 @@ def get_config(experts: str = "4") -> ml_collections.ConfigDict:
     c.model.moe.router = "switch"
     c.model.moe.num_experts = int(experts)
     c.model.moe.top_k = 1
-    # An expert of width 4 has room for the table of one source.
-    c.model.moe.hidden = 4
-    c.train.steps = 2000
+    # An expert of width 2 has room for the table of one source.
+    c.model.moe.hidden = 2
+    # Experts divide letters where the router commits itself before attention has found the source.
+    c.model.moe.jitter = 0.3
+    c.train.warmup = 300
+    c.train.steps = 2500
     c.train.learning_rate = 0.03
     c.train.final_learning_rate = 1e-4
     c.train.weight_decay = 0.0
