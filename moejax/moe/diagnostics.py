@@ -124,15 +124,15 @@ def agreement(before: Ids, after: Ids, valid: Bool[np.ndarray, " N"]) -> Float64
     return kept @ valid.astype(np.float64) / valid.sum() if valid.any() else np.ones(len(kept))
 
 
-def starved(last_fed: Int[np.ndarray, "L E"], step: int, patience: int) -> list[tuple[int, tuple[int, ...], int]]:
-    """The collapse alarm: (layer, experts, since) of each layer with experts unfed for `patience` steps or more.
+def starved(last_fed: Int[np.ndarray, "L E"], step: int, patience: int) -> list[tuple[int, dict[int, int]]]:
+    """The collapse alarm: (layer, {expert: first hungry step}) of each layer with experts unfed for `patience` steps or more.
 
-    last_fed: last step at which an expert had enough load, -1 for never. since: first hungry step of the earliest.
+    last_fed: last step at which an expert had enough load, -1 for never.
     """
     last_fed = np.asarray(last_fed, np.int64)
     hungry = step - last_fed >= patience
     return [
-        (int(i), tuple(np.flatnonzero(hungry[i]).tolist()), int(last_fed[i, hungry[i]].min()) + 1)
+        (int(i), {int(e): int(last_fed[i, e]) + 1 for e in np.flatnonzero(hungry[i])})
         for i in np.flatnonzero(hungry.any(axis=1))
     ]
 

@@ -40,10 +40,10 @@ class Alarm:
 def alarms(routing: State, step: int, moe: config.MoE) -> list[str]:
     """One line for each layer with experts that were not fed for `alarm_after` steps: which, and since when."""
     return [
-        f"collapse: {kind} layer {layer}, expert{'s' if len(experts) > 1 else ''} {', '.join(map(str, experts))} below "
-        f"{moe.alarm_share:g} of a fair load since step {since}"
+        f"collapse: {kind} layer {layer} below {moe.alarm_share:g} of a fair load: "
+        + ", ".join(f"expert {expert} since step {since}" for expert, since in experts.items())
         for kind, state in routing.items()
-        for layer, experts, since in diagnostics.starved(np.asarray(state["last_fed"]), step, moe.alarm_after)
+        for layer, experts in diagnostics.starved(np.asarray(state["last_fed"]), step, moe.alarm_after)
     ]
 
 

@@ -172,10 +172,10 @@ def test_sets_have_no_order_and_only_valid_tokens_count():
 
 def test_starved_experts_raise_the_alarm_by_layer():
     last_fed = np.array([[90, 80, 99], [100, 100, 100], [-1, 100, 89]], np.int32)
-    assert diagnostics.starved(last_fed, step=100, patience=10) == [(0, (0, 1), 81), (2, (0, 2), 0)]
-    assert diagnostics.starved(last_fed, step=100, patience=11) == [(0, (1,), 81), (2, (0, 2), 0)]
+    assert diagnostics.starved(last_fed, step=100, patience=10) == [(0, {0: 91, 1: 81}), (2, {0: 0, 2: 90})]
+    assert diagnostics.starved(last_fed, step=100, patience=11) == [(0, {1: 81}), (2, {0: 0, 2: 90})]
     assert diagnostics.starved(last_fed, step=100, patience=102) == []
-    assert diagnostics.starved(np.full((1, 1), np.iinfo(np.int32).min, np.int32), 100, 10)[0][:2] == (0, (0,))
+    assert diagnostics.starved(np.full((1, 1), np.iinfo(np.int32).min, np.int32), 100, 10)[0] == (0, {0: -(2**31) + 1})
 
 
 @pytest.mark.parametrize("count", [0, 3])

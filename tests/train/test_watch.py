@@ -22,12 +22,12 @@ def fed(*layers):
 
 
 def test_the_alarm_names_layer_experts_and_since():
-    """One line for each layer with experts unfed for `alarm_after` steps: which, and the first hungry step of the earliest."""
+    """One line for each layer with experts unfed for `alarm_after` steps: which, and the first hungry step of each."""
     routing = fed([30, 30, 30, 30], [30, 19, 30, 5], [30, 30, 20, 21])
     lines = watch.alarms(routing, 30, MOE)
     assert lines == [
-        "collapse: sparse layer 1, experts 1, 3 below 0.1 of a fair load since step 6",
-        "collapse: sparse layer 2, expert 2 below 0.1 of a fair load since step 21",
+        "collapse: sparse layer 1 below 0.1 of a fair load: expert 1 since step 20, expert 3 since step 6",
+        "collapse: sparse layer 2 below 0.1 of a fair load: expert 2 since step 21",
     ]
     assert watch.starved(routing, 30, MOE) == 3 and watch.starved({}, 30, MOE) == 0
     assert watch.alarms(routing, 29, MOE) == [lines[0]] and watch.alarms({}, 30, MOE) == []
@@ -50,7 +50,9 @@ def test_the_alarm_is_said_once(tmp_path, capsys):
     assert [n["moe/starved"] for n in numbers] == [1, 1, 2, 0, 1]
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [(e["event"], e["step"]) for e in events] == [("collapse", 20), ("collapse", 40), ("collapse", 60)]
-    assert "experts 0, 1 below" in events[1]["alarm"] and "since step 6" in events[0]["alarm"]
+    assert (
+        "expert 0 since step 6, expert 1 since step 30" in events[1]["alarm"] and "since step 6" in events[0]["alarm"]
+    )
     assert capsys.readouterr().out.count("collapse: sparse layer 0") == 3
     assert alarm.sound({}, 70) == {}
 
