@@ -3,6 +3,9 @@
 python scripts/train.py --config=configs/planted.py --workdir=runs/planted            4 experts, one a source
 python scripts/train.py --config=configs/planted.py:1 --workdir=runs/planted_1        the same with 1 expert, or 2, 3, 8
 python scripts/report.py --workdir=runs/planted --workdir=runs/planted_1
+
+Two cores without an accelerator: about two minutes a run. Bits per byte above the known entropy over three seeds of text and model: four experts 0.004,
+0.005, 0.018; one expert 0.051, 0.027, 0.046 (docs/experiments.md).
 """
 
 import ml_collections
@@ -12,7 +15,7 @@ from moejax import config
 
 def get_config(experts: str = "4") -> ml_collections.ConfigDict:
     c = config.default()
-    c.name = f"{experts} experts"
+    c.name = f"E={experts}"
     c.data.source = "planted"
     c.data.planted_documents = 170_000
     c.data.context = 64

@@ -102,11 +102,11 @@ def load_maps(run: Run, name: str) -> list[str]:
 
 def _load_map(name: str, kind: str, load: Float[np.ndarray, "L E"]) -> str:
     fair = load / np.maximum(load.mean(axis=1, keepdims=True), 1e-9)
-    with figures.drawing(5.2, 1.1 + 0.28 * min(len(load), 24)) as (figure, axes):
+    with figures.drawing(5.2, 1.1 + 0.28 * min(max(len(load), 3), 24)) as (figure, axes):
         norm = figures.TwoSlopeNorm(1.0, 0.0, max(2.0, fair.max()))
         image = axes.imshow(fair, aspect="auto", interpolation="none", cmap="PuOr_r", norm=norm)
         axes.set(xlabel="expert", ylabel=f"{kind} layer")
-        axes.yaxis.set_major_locator(figures.MaxNLocator(integer=True))
+        axes.set_yticks(range(0, len(load), -(-len(load) // 12)))
         _expert_ticks(axes, np.arange(load.shape[1]))
         figure.colorbar(
             image, ax=axes, label="load [fair shares]", pad=0.02, ticks=[0, 0.5, 1, norm.vmax], format="%.3g"
