@@ -1,9 +1,11 @@
 """The health table of a report: planted alarms, duplicates and ties are named; what a run lacks is a dash."""
 
+import json
+
 import numpy as np
 from report.test_report import TABLES, write_run
 
-from moejax.report import health, page, runs
+from moejax.report import health, page, runs, table
 
 
 def test_lines_of_a_run_that_holds_little(tmp_path):
@@ -51,3 +53,12 @@ def test_what_was_noticed_is_named(tmp_path):
     html = page.html([run])
     assert "below &lt;0.1&gt;" in html
     assert all(name in html for name in health.HEAD)
+
+
+def test_a_known_entropy_stands_beside_the_loss(tmp_path):
+    folders = [write_run(tmp_path / name, name, bits=bits, seconds=0.1) for name, bits in (("one", 2.5), ("two", 3.0))]
+    for folder in folders:
+        facts = json.loads((folder / "run.json").read_text()) | {"heldout_floor": 2.25}
+        (folder / "run.json").write_text(json.dumps(facts))
+    sparse, dense = table.numbers(runs.load_all(folders))["runs"]
+    assert (sparse["floor"], sparse["above_floor"], dense["above_floor"]) == (2.25, 0.25, 0.75)

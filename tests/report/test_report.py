@@ -101,14 +101,6 @@ def test_text_shows_the_same_numbers(pair):
     assert ["step time, median [ms]", "500.0", "250.0", "2.00 x"] in [re.split(r"\s{2,}", line) for line in lines]
 
 
-def test_a_known_entropy_stands_beside_the_loss(pair):
-    for folder in pair:
-        facts = json.loads((folder / "run.json").read_text()) | {"heldout_floor": 2.25}
-        (folder / "run.json").write_text(json.dumps(facts))
-    sparse, dense = table.numbers(runs.load_all(pair))["runs"]
-    assert (sparse["floor"], sparse["above_floor"], dense["above_floor"]) == (2.25, 0.25, 0.75)
-
-
 def test_seconds_at_a_step_lie_between_the_logged_ones(pair):
     run = runs.load(pair[0])
     np.testing.assert_allclose(run.seconds_at(np.array([0, 5, 20, 25, 40])), [0, 2.5, 10, 15, 20])
