@@ -4,8 +4,8 @@ python scripts/train.py --config=configs/planted.py --workdir=runs/planted      
 python scripts/train.py --config=configs/planted.py:1 --workdir=runs/planted_1        the same with 1 expert, or 2, 3, 8
 python scripts/report.py --workdir=runs/planted --workdir=runs/planted_1
 
-Two cores without an accelerator: about two minutes a run. Bits per byte above the known entropy over three seeds of text and model: four experts 0.004,
-0.005, 0.018; one expert 0.051, 0.027, 0.046 (docs/experiments.md).
+Two cores without an accelerator: about two minutes a run. Bits per byte above the known entropy over three seeds of text and
+model: four experts 0.004, 0.005, 0.018; one expert 0.051, 0.027, 0.046 (docs/experiments.md).
 """
 
 import ml_collections

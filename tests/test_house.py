@@ -225,7 +225,7 @@ def test_the_readme_names_every_file():
     """The captioned tree of the README has every module, script and experiment, and nothing that is gone."""
     block = (ROOT / "README.md").read_text().split("## The tree")[1]
     named = re.findall(r"^ +([\w.]+\.py)\b", block, flags=re.MULTILINE)
-    there = [p.name for folder in ("moejax", "scripts", "configs") for p in (ROOT / folder).rglob("*.py")]
+    there = [p.name for folder in ("moejax", "scripts", "configs", "examples") for p in (ROOT / folder).rglob("*.py")]
     assert sorted(n for n in named if not n.startswith(("test_", "conftest", "oracle"))) == sorted(
         n for n in there if n != "__init__.py"
     )

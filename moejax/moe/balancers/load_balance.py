@@ -97,8 +97,8 @@ def expected_load_sums(seen: Seen, moe: config.MoE) -> Stats:
     inputs, width = seen.inputs, seen.distribution.shape[-1]
     if inputs.noise is None:
         return {"expected_load": jnp.zeros_like(inputs.logits, shape=width)}
-    assert inputs.spread is not None
     noisy, preference = noisy_logits(inputs), seen.routed.preference
+    assert inputs.spread is not None and preference is not None
     eligible = preference > -jnp.inf
     shift = jax.lax.stop_gradient(jnp.where(eligible, preference - noisy, 0))
     bar = boundary(jnp.where(eligible, noisy + shift, -jnp.inf), moe.top_k)
