@@ -71,6 +71,9 @@ class MoE:
     """Positions of one row that form a group; None takes whole rows."""
     transport: str = "gather"
     """How tokens reach experts, a name in moejax.moe.transport.TRANSPORTS."""
+    receive_buffer: float = 1.25
+    """Rows that a device has room to receive in a round of an exchange, as a multiple of its fair share; the rest goes in further
+    rounds (transport ragged)."""
     kernel: str = "auto"
     """Backend of the grouped matmul, a name in moejax.kernels.grouped_matmul.BACKENDS, or auto."""
     load_balance: float = 0.01

@@ -113,6 +113,11 @@ def psum_scatter(x: jax.Array, mesh_axis: str) -> jax.Array:
     )
 
 
+def everywhere_max(x: jax.Array) -> jax.Array:
+    """Inside shard_map: the largest x of all devices, on all of them."""
+    return jax.lax.pmax(x, BATCH_AXES)
+
+
 def all_to_all(x: jax.Array, mesh_axis: str, split: int, concat: int) -> jax.Array:
     """Inside shard_map: pieces of dimension `split` go to the devices of a mesh axis, what arrives is joined along `concat`."""
     return x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.all_to_all(x, mesh_axis, split, concat, tiled=True)

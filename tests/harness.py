@@ -14,7 +14,7 @@ from moejax.moe import balancers, layer, noise, zero_experts
 from moejax.moe.places import ORDERS
 from moejax.moe.records import columns
 from moejax.moe.routers import ROUTERS
-from moejax.moe.transport import TRANSPORTS
+from moejax.moe.transport import TRAFFIC, TRANSPORTS
 from moejax.moe.widths import of_classes
 
 QUICK = {"xla_backend_optimization_level": 0}
@@ -54,6 +54,8 @@ class Outcome(NamedTuple):
     """Of the routed experts and the zero-computation ones together."""
     sums: dict[str, np.ndarray]
     gradients: dict[str, np.ndarray]
+    traffic: dict[str, np.ndarray] = {}
+    """What the exchange took; the oracle has none, and meshes differ."""
 
 
 def f32(a):
@@ -181,11 +183,12 @@ def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS, recorded=None):
     with jax.set_mesh(mesh):
         out = step(*put(p, mesh, coefficients, recorded))
     (value, (y, sums, kept)), (dx, dz, d) = jax.tree.map(np.asarray, out)
+    sums, traffic = ({n: s for n, s in sums.items() if (n in TRAFFIC) == moves} for moves in (False, True))
     gate_up, down = padded([(w.gate_up, w.down) for w in d.experts])
     gradients = {"x": dx, "gate_up": gate_up, "down": down}
     others = {"z": dz, "router": d.router.get("logits"), "spread": d.router.get("spread"), "constant": d.constants}
     gradients |= {name: g for name, g in others.items() if g is not None}
-    outcome = Outcome(value, y, sums, gradients)
+    outcome = Outcome(value, y, sums, gradients, traffic)
     return (outcome, kept) if mode.record else outcome
 
 

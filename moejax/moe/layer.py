@@ -190,7 +190,14 @@ def _on_shard(
             sums["coactivation"] = stats.coactivation(routed, inputs.valid, width)
 
     shards = jax.lax.axis_size(Plan.axis)
-    plan = Plan(moe.num_experts, moe.soft_slots if kind.soft else slots, shards, size, len(parameters.experts))
+    plan = Plan(
+        moe.num_experts,
+        moe.soft_slots if kind.soft else slots,
+        shards,
+        size,
+        moe.receive_buffer,
+        len(parameters.experts),
+    )
     carrier = transport.of(moe, kind, mode.capacity_factor)
     with jax.named_scope("dispatch"):
         route = carrier.route(widths.physical(placed, plan), plan)
@@ -201,6 +208,7 @@ def _on_shard(
         )
     with jax.named_scope("combine"):
         y = assignment.ungroup(carrier.combine(route, rows).astype(x.dtype), moe, positions)
+    sums |= carrier.sums(route)
     if moe.orthogonality:
         sums |= specialise.sums(carrier, route, rows, routed, inputs.valid)
     local = None

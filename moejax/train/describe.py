@@ -28,6 +28,7 @@ def line(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
             f"{moe.router} {moe.top_k} of {moe.num_experts}",
             capacity,
             f"{moe.transport} transport over expert={cfg.mesh.expert}",
+            *([f"buffer {moe.receive_buffer:g}x"] if moe.transport == "ragged" else []),
             f"grouped_matmul={pick(moe.kernel)}",
         ]
     parts += [cfg.model.compute_dtype, f"remat {cfg.model.remat}", f"{cfg.train.microbatches} microbatch(es)"]

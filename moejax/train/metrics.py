@@ -44,6 +44,7 @@ def of_routing(sums: Sums, moe: config.MoE) -> Numbers:
 
     drop_rate (and by cause), reroute_rate: share of requests. unserved: share of tokens that reach no expert.
     requests_per_token. load_max: largest load over its target. max_violation, gini: of requests, worst layer and mean.
+    rows_sent: share of kept assignments whose expert is on another device; rounds of its exchange, the layer with the most.
     dead: experts without a token. entropy (nats), confidence, margin: means over tokens. logit_rms.
     """
     numbers: Numbers = {}
@@ -76,6 +77,9 @@ def of_routing(sums: Sums, moe: config.MoE) -> Numbers:
         }
         if moe.zero_experts:
             numbers["moe/zero_share"] = float(stats["load"][:, moe.num_experts :].sum() / max(stats["load"].sum(), 1))
+        if "rounds" in stats:
+            numbers["moe/rows_sent"] = share("rows_sent", stats["load"].sum())
+            numbers["moe/rounds"] = float((stats["rounds"] / np.maximum(stats["exchanges"], 1)).max())
         if "mismatched" in stats:
             numbers["moe/mismatched"] = int(stats["mismatched"].sum())
     return numbers

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 E, GROUPS, TOKENS, WIDTH, SHARDS = cases.E, 8, battery.SIZE, 4, 4
 ENTRIES = TOKENS * E
 """Of an assignment: as many as any router makes; what it does not need goes nowhere."""
-PLAN = Plan(E, TOKENS, SHARDS, TOKENS, classes=2)
+PLAN = Plan(E, TOKENS, SHARDS, TOKENS, buffer=0.5, classes=2)
+"""With room for half a fair share, so that an exchange takes several rounds."""
 HIDDEN = (3, 5)
 
 
@@ -68,10 +69,16 @@ def identity(rows):
     return rows.x[rows.row_index] if hasattr(rows, "row_index") else rows
 
 
+def rows_of(route):
+    """Sorted rows that hold an assignment; None for capacity buffers."""
+    sizes = getattr(route, "group_sizes", getattr(route, "sent", None))
+    return None if sizes is None else jnp.sum(sizes, dtype=jnp.int32)
+
+
 def poison(carrier, route, rows, ones):
     """`rows` with NaN wherever no assignment lies: buffer slots where dispatched ones do not arrive, rows past the groups."""
-    if hasattr(route, "group_sizes"):
-        live = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None] < jnp.sum(route.group_sizes, dtype=jnp.int32)
+    if (used := rows_of(route)) is not None:
+        live = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None] < used
     else:
         live = carrier.dispatch(route, ones) > 0
     return jnp.where(live, rows, jnp.nan), jnp.sum(~live, dtype=jnp.int32)[None]
@@ -81,7 +88,7 @@ def poison_source(route, rows):
     """A fused gather's unused indices pointed at a row of NaN; capacity buffers are the layer's own zeros."""
     if not hasattr(rows, "row_index"):
         return rows
-    live = jnp.arange(rows.row_index.shape[0], dtype=jnp.int32) < jnp.sum(route.group_sizes, dtype=jnp.int32)
+    live = jnp.arange(rows.row_index.shape[0], dtype=jnp.int32) < rows_of(route)
     nan = jnp.full_like(rows.x[:1], jnp.nan)
     return type(rows)(jnp.concatenate([rows.x, nan]), jnp.where(live, rows.row_index, rows.x.shape[0]))
 

@@ -15,6 +15,7 @@ import numpy as np
 from moejax import config, mesh, sharding
 from moejax.arrays import Batch
 from moejax.data import prepare, source
+from moejax.moe.transport import TRAFFIC
 from moejax.train import metrics, routing, state, step
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -129,6 +130,9 @@ def create(cfg: config.Config) -> state.TrainState:
         return state.create(state.build(cfg, on))
 
 
+TRAFFIC_NUMBERS = {"moe/rows_sent", "moe/rounds"}
+
+
 class Trace(NamedTuple):
     """What a few train steps leave, on the host."""
 
@@ -160,6 +164,12 @@ def trace(cfg: config.Config, batches: list[dict[str, np.ndarray]], start: Any =
                 scale = max(1.0, sums[0]["gradient_norm"] / cfg.train.clip_norm) / (1 - cfg.train.b1)
                 gradients = jax.tree.map(lambda m: np.asarray(m) * scale, now.optimizer[1][0].mu)
     numbers = [metrics.of_training(s, cfg.model.moe) for s in sums]
+    for found, of_step in zip(numbers, sums, strict=True):  # what an exchange took is the mesh's own affair
+        for name in TRAFFIC_NUMBERS & found.keys():
+            del found[name]
+        for layers in of_step["layers"].values():
+            for name in TRAFFIC & layers.keys():
+                del layers[name]
     return Trace(sums, numbers, gradients, on_host(now.parameters), on_host(now.routing), kept)
 
 

@@ -38,8 +38,11 @@ KINDS = {
         "model.moe.shared_hidden": 8, "model.moe.shared_gate": True, "model.moe.zero_experts": ("identity", "constant"),
         "model.moe.zero_share": 0.2, "model.moe.load_balance_overflow": 0.02, "model.moe.transport": "gather",
     },
+    "ragged": {
+        "model.moe.router": "topk", "model.moe.transport": "ragged", "model.moe.receive_buffer": 0.5, "model.moe.hidden_classes": (8, 16),
+    },
 }  # fmt: skip
-"""What keeps state, reroutes and draws; and a layer of every part. Together with HARD."""
+"""What keeps state, reroutes and draws; a layer of every part; an exchange of several rounds. Together with HARD."""
 
 CASES = [
     pytest.param({"data": 2}, 4, 1, marks=pytest.mark.slow),
@@ -51,10 +54,11 @@ CASES = [
     pytest.param({"fsdp": 2, "expert": 2}, 1, 2, marks=pytest.mark.slow),
 ]
 SPREAD = [({"fsdp": 2, "expert": 2}, 2), ({"data": 2, "fsdp": 2, "expert": 2}, 1), ({"expert": 4}, 2), ({"data": 2}, 4)]
+QUICK = {("sign", 0), ("ragged", 0)}
 KIND_CASES = [
-    pytest.param(*how, kind, marks=[] if kind == "sign" and how == SPREAD[0] else pytest.mark.slow)
+    pytest.param(*how, kind, marks=[] if (kind, i) in QUICK else pytest.mark.slow if i < 2 else pytest.mark.soak)
     for kind in KINDS
-    for how in SPREAD
+    for i, how in enumerate(SPREAD)
 ]
 BATCHES = [small.arrays(seed) for seed in range(3)]
 

@@ -1,12 +1,13 @@
 """Transports: how tokens reach their experts and come back. Same Assignment, same answer, on every mesh.
 
-Each is four functions behind one name, called inside shard_map on one shard's groups:
+Each is a few functions behind one name, called inside shard_map on one shard's groups:
 
     route(assignment, plan) -> Route          permutation, counts and offsets; serves several arrays
     dispatch(route, x [G,S,D]) -> rows        tokens to the devices that own their experts
     experts(route, rows, weights, impl, clamp) -> rows
     combine(route, rows) -> y [G,S,D]         sum of gate * row, back in token order, fp32
     regate(route, gate [G,A]) -> Route        the same places with other gates
+    sums(route) -> Stats                      what the exchange took, in integers; it depends on the mesh (TRAFFIC)
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 from moejax import config
+from moejax.arrays import Stats
 from moejax.errors import ConfigError
 from moejax.moe.routers.api import Router
-from moejax.moe.transport import einsum, gather, scatter, soft
+from moejax.moe.transport import einsum, gather, ragged, scatter, soft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,21 +30,32 @@ class Transport:
     experts: Callable[..., Any]
     combine: Callable[..., Any]
     regate: Callable[..., Any]
+    sums: Callable[[Any], Stats]
     dropless: bool
     """Its memory does not grow with the capacity, so it can do without one."""
 
 
+TRAFFIC = frozenset({"rows_sent", "rounds", "exchanges"})
+"""Sums that depend on the mesh."""
+
+
+def _nothing(route: Any) -> Stats:
+    return {}
+
+
 def _of(module: Any, dropless: bool) -> Transport:
-    return Transport(module.route, module.dispatch, module.experts, module.combine, module.regate, dropless)
+    sums = getattr(module, "sums", _nothing)
+    return Transport(module.route, module.dispatch, module.experts, module.combine, module.regate, sums, dropless)
 
 
 TRANSPORTS: dict[str, Transport] = {
     "einsum": _of(einsum, dropless=False),
     "scatter": _of(scatter, dropless=False),
     "gather": _of(gather, dropless=True),
+    "ragged": _of(ragged, dropless=True),
 }
 
-SOFT = Transport(soft.route, soft.dispatch, soft.experts, soft.combine, soft.regate, dropless=True)
+SOFT = _of(soft, dropless=True)
 """Of a SoftAssignment: the einsum with weights in place of zeros and ones."""
 
 DROPLESS = "gather"
@@ -54,6 +67,15 @@ def check(moe: config.MoE, kind: Router) -> None:
     if moe.transport not in TRANSPORTS:
         raise ConfigError(
             f"model.moe.transport={moe.transport!r} is not a transport; choose one of {', '.join(TRANSPORTS)}"
+        )
+    if not moe.receive_buffer > 0:
+        raise ConfigError(
+            f"model.moe.receive_buffer={moe.receive_buffer}: a multiple of the fair share, above 0; set 1.25"
+        )
+    if moe.receive_buffer != config.MoE.receive_buffer and moe.transport != "ragged":
+        raise ConfigError(
+            f"model.moe.receive_buffer={moe.receive_buffer} is not read by transport={moe.transport}; set "
+            f"model.moe.transport=ragged or receive_buffer={config.MoE.receive_buffer}"
         )
     if kind.soft and moe.transport != "einsum":
         raise ConfigError(

@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from moejax import sharding
 from moejax.arrays import Assignment, count
-from moejax.kernels.grouped_mlp import Weights, grouped_mlp
+from moejax.kernels.grouped_mlp import Weights
+from moejax.moe.transport import local
+from moejax.moe.transport.local import Rows
 from moejax.moe.transport.plan import Plan
 
 
@@ -30,13 +32,6 @@ class Route(NamedTuple):
     plan: Plan
 
 
-class Rows(NamedTuple):
-    """The source of the rows, and which of its rows each sorted row is."""
-
-    x: Float[Array, "M D"]
-    row_index: Int[Array, " R"]
-
-
 def _all(x: Array, plan: Plan) -> Array:
     """x of every device of the expert axis, stacked on the leading dimension."""
     return sharding.all_gather(x, plan.axis, axis=0)
@@ -46,13 +41,13 @@ def route(assignment: Assignment, plan: Plan) -> Route:
     """Sorted by expert, then group, then slot: the rank needs no sort, because a slot is already a rank."""
     every = jax.tree.map(lambda x: _all(x, plan), assignment)
     groups = every.expert.shape[0]
-    local = every.expert - jax.lax.axis_index(plan.axis) * plan.local
-    sizes = count(jax.nn.one_hot(local, plan.local, dtype=bool) & every.kept[..., None], axis=1)
+    here = every.expert - jax.lax.axis_index(plan.axis) * plan.local
+    sizes = count(jax.nn.one_hot(here, plan.local, dtype=bool) & every.kept[..., None], axis=1)
     totals = jnp.sum(sizes, axis=0, dtype=jnp.int32)
     first = jnp.cumsum(totals, dtype=jnp.int32) - totals
     offset = first[None, :] + jnp.cumsum(sizes, axis=0, dtype=jnp.int32) - sizes
-    ours = every.kept & (local >= 0) & (local < plan.local)
-    start = jnp.take_along_axis(offset, jnp.clip(local, 0, plan.local - 1), axis=1)
+    ours = every.kept & (here >= 0) & (here < plan.local)
+    start = jnp.take_along_axis(offset, jnp.clip(here, 0, plan.local - 1), axis=1)
     row = jnp.where(ours, start + jnp.where(ours, every.slot, 0), every.expert.size)
     tokens = plan.tokens * jnp.arange(groups, dtype=jnp.int32)[:, None] + every.token
     return Route(row.reshape(-1), tokens.reshape(-1), every.gate.reshape(-1), groups, totals, plan)
@@ -72,19 +67,8 @@ def dispatch(route: Route, x: Float[Array, "G S D"]) -> Rows:
 def experts(
     route: Route, rows: Rows, weights: tuple[Weights, ...], impl: str, clamp: float | None
 ) -> Float[Array, "R D"]:
-    """The local experts on their rows, one class of widths after another: each sees its rows first in line."""
-    if len(weights) == 1:
-        return grouped_mlp(rows.x, rows.row_index, route.group_sizes, weights[0], impl=impl, clamp=clamp)
-    sizes = route.group_sizes.reshape(len(weights), -1)
-    totals = jnp.sum(sizes, axis=1, dtype=jnp.int32)
-    first, place = jnp.cumsum(totals, dtype=jnp.int32) - totals, jnp.arange(rows.row_index.shape[0], dtype=jnp.int32)
-    y = jnp.zeros_like(rows.x, shape=(rows.row_index.shape[0], rows.x.shape[1]))
-    for i, w in enumerate(weights):
-        ahead = rows.row_index.at[place + first[i]].get(mode="clip")
-        mine = grouped_mlp(rows.x, ahead, sizes[i], w, impl=impl, clamp=clamp)
-        back, here = place - first[i], (place >= first[i]) & (place < first[i] + totals[i])
-        y = jnp.where(here[:, None], mine.at[back].get(mode="clip"), y)
-    return y
+    """The local experts on their rows."""
+    return local.experts(rows, route.group_sizes, weights, impl, clamp)
 
 
 def combine(route: Route, rows: Float[Array, "R D"]) -> Float[Array, "G S D"]:

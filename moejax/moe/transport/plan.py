@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+
 from moejax import sharding
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Static sizes. Experts lie in order: device i of the expert axis owns [i * local, (i + 1) * local)."""
@@ -19,6 +22,8 @@ class Plan:
     """Devices along the expert axis."""
     tokens: int
     """S, tokens of a group."""
+    buffer: float = 1.25
+    """Rows that a device can receive in one round of an exchange, as a multiple of its fair share."""
     classes: int = 1
     """Widths of experts; a device holds equally many of each, class by class."""
 
