@@ -99,7 +99,8 @@ def experts(
     most = route.source.shape[0]
     if slots(route.plan, most) >= most:  # one round holds whatever comes
         return first
-    return first + _further(x, weights, route, impl, clamp)
+    further: Array = _further(x, weights, route, impl, clamp)  # pyright: ignore[reportAssignmentType]
+    return first + further
 
 
 def combine(route: Route, rows: Float[Array, "N D"]) -> Float[Array, "G S D"]:
