@@ -4,13 +4,15 @@
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV := .venv-$(VERSION)
-LOCK := requirements/$(if $(filter 3.11,$(VERSION)),py311,py312).lock
+LANE := $(if $(filter 3.11,$(VERSION)),py311,py312)
+LOCK := requirements/$(LANE).lock
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TPU := $(VENV)/.tpu
 RUNS ?= runs/tiny
 OPTIONS ?=
 
-.PHONY: venv run test test-fast soak lint
+.PHONY: venv tpu run test test-fast test-second soak lint
 
 venv: $(STAMP)
 
@@ -21,18 +23,30 @@ $(STAMP): $(LOCK) setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+# The TPU compiler, for tests/aot: in a folder of its own, because every command that finds it looks for a TPU.
+tpu: $(TPU)
+
+$(TPU): $(STAMP) requirements/tpu-$(LANE).lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/tpu -r requirements/tpu-$(LANE).lock
+	@touch $(TPU)
+
 # The default experiment: a sparse model and its dense twin, then the table and the report.
 run: $(STAMP)
 	$(BIN)/python scripts/compare.py --workdir=$(RUNS) $(OPTIONS)
 
 # What CI runs.
-test: $(STAMP)
+test: $(STAMP) $(TPU)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
 # The batteries without the slow end-to-end runs: for every save.
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not soak"
+
+# What CI runs on its second lane: the batteries, and the slow tests that start real runs.
+test-second: test-fast
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not soak" --durations 10 \
+	  tests/report tests/hosts tests/checkpoint tests/mesh tests/test_cli.py tests/train/test_loop.py tests/train/test_planted.py
 
 # The full product of routers, orders, transports and meshes: before a release, or after a change to any of them.
 soak: $(STAMP)

@@ -74,6 +74,9 @@ class MoE:
     receive_buffer: float = 1.25
     """Rows that a device has room to receive in a round of an exchange, as a multiple of its fair share; the rest goes in further
     rounds (transport ragged)."""
+    exchange: str = "auto"
+    """How rows are exchanged (transport ragged): padded (equal parts, everywhere), native (the rows alone; XLA has it for TPU), or
+    auto."""
     kernel: str = "auto"
     """Backend of the grouped matmul, a name in moejax.kernels.grouped_matmul.BACKENDS, or auto."""
     load_balance: float = 0.01

@@ -69,6 +69,12 @@ def batch_shards() -> int:
     return shards(jax.sharding.get_abstract_mesh(), "batch")
 
 
+def platform() -> str:
+    """Platform of the devices of the mesh in use, `tpu` also where a topology is compiled for on another machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None or device.platform is None else device.platform
+
+
 def of_parameter(variable: Any, mesh: jax.sharding.Mesh) -> NamedSharding:
     """The sharding that an nnx.Param made with `dims=` is stored in."""
     return NamedSharding(mesh, spec(*variable.get_metadata("dims"), ndim=variable.get_value().ndim))

@@ -196,6 +196,7 @@ def _on_shard(
         shards,
         size,
         moe.receive_buffer,
+        moe.exchange,
         len(parameters.experts),
     )
     carrier = transport.of(moe, kind, mode.capacity_factor)
@@ -268,7 +269,9 @@ def _local_weights(experts: tuple[Weights, ...], dtype: jnp.dtype) -> tuple[Weig
     """This device's experts, whole: gathered over fsdp in fp32, so that gradients are reduced in fp32, then cast."""
 
     def whole(w: Array) -> Array:
-        w = sharding.vary(w)
-        return sharding.all_gather(w, sharding.STORAGE_AXIS, axis=1).astype(dtype)
+        # Three dimensions: of four, the compiler reduces the gradient whole on every device and cuts afterwards.
+        flat = sharding.vary(w).reshape(*w.shape[:2], -1)
+        gathered = sharding.all_gather(flat, sharding.STORAGE_AXIS, axis=1)
+        return gathered.reshape(w.shape[0], -1, *w.shape[2:]).astype(dtype)
 
     return jax.tree.map(whole, experts)

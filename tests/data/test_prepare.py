@@ -119,7 +119,9 @@ def test_ensure_takes_a_prepared_folder(folder):
 def test_ensure_errors(texts, tmp_path):
     with pytest.raises(UserError, match="'nowhere' is not a prepared folder; make one with: python scripts/prepare.py"):
         prepare.ensure(config.Data(source="prepared", files="nowhere"))
-    with pytest.raises(UserError, match="config.data.source='web' is unknown; it must be python, files or prepared"):
+    with pytest.raises(
+        UserError, match="config.data.source='web' is unknown; it must be python, files, planted or prepared"
+    ):
         prepare.ensure(config.Data(source="web"))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written: Not a directory; .*--config.data.cache=DIR"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 from jaxtyping import Array, Float, Int
 
+from moejax import sharding
 from moejax.errors import ConfigError
 from moejax.kernels.grouped_matmul import blocked, reference, xla
 
@@ -23,7 +23,7 @@ BY_PLATFORM = {"cpu": "blocked"}
 def pick(impl: str, platform: str | None = None) -> str:
     """The backend's name for `impl`, with `auto` resolved for the platform."""
     if impl == "auto":
-        return BY_PLATFORM.get(platform or jax.default_backend(), "xla")
+        return BY_PLATFORM.get(platform or sharding.platform(), "xla")
     if impl not in BACKENDS:
         raise ConfigError(f"model.moe.kernel={impl!r} is not a backend; choose auto or one of {', '.join(BACKENDS)}")
     return impl

@@ -20,7 +20,7 @@ from moejax import config
 from moejax.arrays import Stats
 from moejax.errors import ConfigError
 from moejax.moe.routers.api import Router
-from moejax.moe.transport import einsum, gather, ragged, scatter, soft
+from moejax.moe.transport import einsum, exchange, gather, ragged, scatter, soft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +72,14 @@ def check(moe: config.MoE, kind: Router) -> None:
         raise ConfigError(
             f"model.moe.receive_buffer={moe.receive_buffer}: a multiple of the fair share, above 0; set 1.25"
         )
-    if moe.receive_buffer != config.MoE.receive_buffer and moe.transport != "ragged":
-        raise ConfigError(
-            f"model.moe.receive_buffer={moe.receive_buffer} is not read by transport={moe.transport}; set "
-            f"model.moe.transport=ragged or receive_buffer={config.MoE.receive_buffer}"
-        )
+    exchange.check(moe)
+    for name in ("receive_buffer", "exchange"):
+        default = getattr(config.MoE, name)
+        if getattr(moe, name) != default and moe.transport != "ragged":
+            raise ConfigError(
+                f"model.moe.{name}={getattr(moe, name)} is not read by transport={moe.transport}; set "
+                f"model.moe.transport=ragged or {name}={default}"
+            )
     if kind.soft and moe.transport != "einsum":
         raise ConfigError(
             f"model.moe.transport={moe.transport} with router={moe.router}, whose slots mix all tokens of a group; set "

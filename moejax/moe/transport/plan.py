@@ -24,6 +24,8 @@ class Plan:
     """S, tokens of a group."""
     buffer: float = 1.25
     """Rows that a device can receive in one round of an exchange, as a multiple of its fair share."""
+    exchange: str = "auto"
+    """How rows are exchanged, a name in moejax.moe.transport.exchange.EXCHANGES, or auto."""
     classes: int = 1
     """Widths of experts; a device holds equally many of each, class by class."""
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from moejax import sharding
 from moejax.arrays import Assignment, Stats, count
 from moejax.kernels.grouped_mlp import Weights
-from moejax.moe.transport import local
+from moejax.moe.transport import exchange, local
 from moejax.moe.transport.local import Rows
 from moejax.moe.transport.plan import Plan
 
@@ -45,6 +45,10 @@ class Window(NamedTuple):
 
     source: Int[Array, "P c"]
     """Sorted row of this device that lies at each place of what is sent; any row where there is none."""
+    sent: Int[Array, " P"]
+    """Rows that go to each device."""
+    received: Int[Array, " P"]
+    """Rows that come from each device."""
     group_sizes: Int[Array, " L"]
     """Rows of each expert here."""
     row_index: Int[Array, " R"]
@@ -133,8 +137,8 @@ def _window(t: Int[Array, ""], route: Route) -> Window:
     r = jnp.arange(rows, dtype=jnp.int32)
     device = jnp.sum(r[:, None] >= (begin + to)[None, :], axis=1, dtype=jnp.int32)
     nth = r - begin.at[device].get(mode="fill", fill_value=0) - t * c
-    sent = (device < plan.shards) & (nth >= 0) & (nth < c)
-    back = jnp.where(sent, device * c + nth, plan.shards * c)
+    moved = (device < plan.shards) & (nth >= 0) & (nth < c)
+    back = jnp.where(moved, device * c + nth, plan.shards * c)
 
     ends = jnp.cumsum(route.received, axis=1, dtype=jnp.int32)
     starts = ends - route.received
@@ -148,7 +152,8 @@ def _window(t: Int[Array, ""], route: Route) -> Window:
     place = jnp.where(here, jnp.take_along_axis(ahead, at, axis=1) + into, plan.shards * c).reshape(-1)
     buffer = jnp.arange(plan.shards * c, dtype=jnp.int32)
     row_index = jnp.zeros_like(place).at[place].set(buffer, mode="drop")
-    return Window(source, sizes, row_index, place, back)
+    sent, received = jnp.clip(to - t * c, 0, c), jnp.sum(inside, axis=1, dtype=jnp.int32)
+    return Window(source, sent, received, sizes, row_index, place, back)
 
 
 def _round(
@@ -160,12 +165,12 @@ def _round(
     clamp: float | None,
 ) -> Float[Array, "N D"]:
     """What one round makes of this device's sorted rows; zero for those it does not move."""
-    plan, w = route.plan, _window(t, route)
+    w, swap = _window(t, route), exchange.pick(route.plan.exchange)
     send = x[route.source[w.source.reshape(-1)]].reshape(*w.source.shape, x.shape[-1])
-    arrived = sharding.all_to_all(send, plan.axis, split=0, concat=0).reshape(-1, x.shape[-1])
+    arrived = swap(send, w.sent, w.received).reshape(-1, x.shape[-1])
     y = local.experts(Rows(arrived, w.row_index), w.group_sizes, weights, impl, clamp)
     y = y.at[w.place].get(mode="fill", fill_value=0).reshape(send.shape)
-    home = sharding.all_to_all(y, plan.axis, split=0, concat=0).reshape(-1, x.shape[-1])
+    home = swap(y, w.received, w.sent).reshape(-1, x.shape[-1])
     return home.at[w.back].get(mode="fill", fill_value=0)
 
 

@@ -1,0 +1,78 @@
+"""The sparse layer compiled for TPU topologies on a machine without one: its collectives as JSON. Run by test_collectives.
+
+python compiled.py '[{"topology": "v5p:2x2x2", "mesh": {"fsdp": 2, "expert": 4}, "moe": {"transport": "gather"}}]'
+"""
+
+import json
+import os
+import re
+import sys
+
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from moejax import config, mesh, sharding
+from moejax.kernels.grouped_mlp import Weights
+from moejax.moe import layer, noise
+from moejax.moe.routers import ROUTERS
+
+D, F, T, EACH = 256, 384, 128, 2
+"""Width, hidden width, positions of a row, rows of a device; no two alike, so that a shape says what an array is."""
+KINDS = "ragged-all-to-all|all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
+LINE = re.compile(rf"^ *(?:ROOT )?%\S+ = \(*(\w+)\[([\d,]*)\].*? ({KINDS})(?:-start)?\(.*", re.MULTILINE)
+NAME = re.compile(r'op_name="([^"]*)"')
+
+
+def arguments(moe, on):
+    """Shapes and shardings of x, parameters and tokens."""
+
+    def of(shape, dtype, *names):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(on, sharding.spec(*names)))
+
+    rows, E = EACH * on.size, moe.num_experts
+    x = of((rows, T, D), jnp.bfloat16, "batch", None, None)
+    flags, ids = of((rows, T), jnp.bool_, "batch", None), of((rows, T), jnp.int32, "batch", None)
+    weights = Weights(
+        of((E, D, 2, F), jnp.float32, "expert", "expert_storage", None, "expert_hidden"),
+        of((E, F, D), jnp.float32, "expert", "expert_hidden_storage", None),
+    )
+    heads = {
+        name: of((D, columns), jnp.float32, None, None) for name, columns in ROUTERS[moe.router].heads(moe).items()
+    }
+    tokens = layer.Tokens(flags, ids, of((rows,), jnp.int32, "batch"), ids)
+    return x, layer.Parameters(heads, (weights,), None), tokens, of((), jnp.int32)
+
+
+def collectives(text):
+    """[kind, type, shape, name of the operation] of each; the compiler's own have no name."""
+    found = []
+    for line in LINE.finditer(text):
+        dtype, shape, kind = line.groups()
+        name = NAME.search(line[0])
+        found.append([kind, dtype, [int(n) for n in shape.split(",") if n], name[1] if name else ""])
+    return found
+
+
+def compiled(case):
+    """Collectives forward, and forward and backward."""
+    sizes = config.Mesh(**case["mesh"])
+    on = mesh.make(sizes, topologies.get_topology_desc(platform="tpu", topology_name=case["topology"]).devices)
+    moe = config.MoE(**case["moe"])
+
+    def loss(x, parameters, tokens, step):
+        moment = layer.Moment(noise.step_key(0, step), jnp.int32(0), step)
+        result = layer.sparse_layer(x, x, tokens, parameters, {}, moment, moe, layer.Mode(True, moe.capacity_factor))
+        return jnp.sum(jnp.square(result.routed.astype(jnp.float32)))
+
+    with jax.set_mesh(on):
+        found = {}
+        for name, step in (("forward", loss), ("both", jax.grad(loss, argnums=(0, 1)))):
+            found[name] = collectives(jax.jit(step).lower(*arguments(moe, on)).compile().as_text())
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps([compiled(case) for case in json.loads(sys.argv[1])]))
