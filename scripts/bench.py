@@ -4,6 +4,7 @@
     routers      every router in the default experiment, cut short: loss, drops, load (half an hour)
     balancers    every balancer: steps to even out a skewed router, loss at equal budget, overhead (half an hour)
     statistics   the train step with its statistics against the step without
+    transport    every transport on eight devices: time, bytes, drops and rounds, by experts, their spread and the routing
 
 Example: python scripts/bench.py layer --config=configs/tiny.py --json
 """
@@ -15,7 +16,7 @@ import json
 from absl import flags
 
 from moejax import cli, config
-from moejax.bench import balancers, layer, routers, statistics
+from moejax.bench import balancers, layer, routers, statistics, transport
 from moejax.errors import UserError
 from moejax.train import check
 
@@ -23,7 +24,7 @@ CONFIG = cli.config_flag()
 JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON")
 ROUNDS = flags.DEFINE_integer("rounds", 30, "times each function is run", lower_bound=1)
 
-BENCHES = {"layer": layer, "routers": routers, "balancers": balancers, "statistics": statistics}
+BENCHES = {"layer": layer, "routers": routers, "balancers": balancers, "statistics": statistics, "transport": transport}
 
 
 def main(names: list[str]) -> None:

@@ -58,8 +58,8 @@ def _case(cfg: config.Config, mesh: jax.sharding.Mesh, skew: str, rounds: int) -
     weight = sparse.router["logits"]
     weight[...] = jnp.where(constant, carried, weight[...])
     x = jax.random.normal(jax.random.key(2), (cfg.data.batch, cfg.data.context, model.width))
-    x = _placed(x.at[..., 0].set(1.0).astype(model.compute_dtype))
-    context, mode = _context(cfg), Mode(training=True, capacity_factor=model.moe.capacity_factor)
+    x = placed(x.at[..., 0].set(1.0).astype(model.compute_dtype))
+    context, mode = context_of(cfg), Mode(training=True, capacity_factor=model.moe.capacity_factor)
 
     def layer(module: nnx.Module, x: jax.Array) -> jax.Array:
         return module(x, context, jnp.int32(0), mode, NO_SIDE)[0]
@@ -83,7 +83,7 @@ def _case(cfg: config.Config, mesh: jax.sharding.Mesh, skew: str, rounds: int) -
     return result
 
 
-def _placed(tree: Any) -> Any:
+def placed(tree: Any) -> Any:
     """Arrays with a leading batch dimension, as the step would have them."""
     return jax.tree.map(lambda x: jax.reshard(x, sharding.spec("batch", *(None,) * (x.ndim - 1))), tree)
 
@@ -110,10 +110,11 @@ def _even_rows(cfg: config.Config, model: config.Model) -> tuple[tuple[jax.Array
     return (gate_up, down), x
 
 
-def _context(cfg: config.Config) -> ctx.Context:
+def context_of(cfg: config.Config) -> ctx.Context:
+    """What a layer may look at, all tokens valid."""
     shape = cfg.data.batch, cfg.data.context
     ids, rows = jnp.zeros(shape, jnp.int32), jnp.arange(shape[0], dtype=jnp.int32)
-    tokens = _placed(Tokens(jnp.ones(shape, bool), ids, rows, ids))
+    tokens = placed(Tokens(jnp.ones(shape, bool), ids, rows, ids))
     nothing = jnp.zeros((1, 1))
     return ctx.Context(jnp.ones((shape[0], 1, 1, 1), bool), nothing, nothing, tokens, jax.random.key(0), jnp.int32(0))
 

@@ -5,7 +5,6 @@ python compiled.py '[{"topology": "v5p:2x2x2", "mesh": {"fsdp": 2, "expert": 4},
 
 import json
 import os
-import re
 import sys
 
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -15,15 +14,13 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from moejax import config, mesh, sharding
+from moejax.bench import collectives
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import layer, noise
 from moejax.moe.routers import ROUTERS
 
 D, F, T, EACH = 256, 384, 128, 2
 """Width, hidden width, positions of a row, rows of a device; no two alike, so that a shape says what an array is."""
-KINDS = "ragged-all-to-all|all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
-LINE = re.compile(rf"^ *(?:ROOT )?%\S+ = \(*(\w+)\[([\d,]*)\].*? ({KINDS})(?:-start)?\(.*", re.MULTILINE)
-NAME = re.compile(r'op_name="([^"]*)"')
 
 
 def arguments(moe, on):
@@ -46,16 +43,6 @@ def arguments(moe, on):
     return x, layer.Parameters(heads, (weights,), None), tokens, of((), jnp.int32)
 
 
-def collectives(text):
-    """[kind, type, shape, name of the operation] of each; the compiler's own have no name."""
-    found = []
-    for line in LINE.finditer(text):
-        dtype, shape, kind = line.groups()
-        name = NAME.search(line[0])
-        found.append([kind, dtype, [int(n) for n in shape.split(",") if n], name[1] if name else ""])
-    return found
-
-
 def compiled(case):
     """Collectives forward, and forward and backward."""
     sizes = config.Mesh(**case["mesh"])
@@ -70,7 +57,8 @@ def compiled(case):
     with jax.set_mesh(on):
         found = {}
         for name, step in (("forward", loss), ("both", jax.grad(loss, argnums=(0, 1)))):
-            found[name] = collectives(jax.jit(step).lower(*arguments(moe, on)).compile().as_text())
+            text = jax.jit(step).lower(*arguments(moe, on)).compile().as_text()
+            found[name] = [[c.kind, c.dtype, c.shapes[0], c.name] for c in collectives.of(text)]
     return found
 
 
