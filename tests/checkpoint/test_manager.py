@@ -32,6 +32,7 @@ def filled(state, step):
     return jax.tree.map(draw, state)
 
 
+@pytest.mark.slow
 def test_b23_any_mesh_to_any_mesh(tmp_path):
     """B23: parameters, moments, counters, routing state and the spike guard's mean bit-equal after every hop, each placed as the
     new mesh wants it."""

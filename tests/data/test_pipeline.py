@@ -96,6 +96,7 @@ def test_read_is_pure_and_equals_iterate(folder):
     assert expected[0]["row_ids"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_read_is_equal_in_another_process(folder):
     code = (
         "import json, sys; from moejax import config; from moejax.data import pipeline; pipeline.RECORD = 16\n"

@@ -69,7 +69,7 @@ def ties(parameters, host):
 
 
 CASES = [
-    pytest.param(policy, kind, marks=[] if policy == "full" and kind != "threshold" else pytest.mark.slow)
+    pytest.param(policy, kind, marks=[] if policy == "full" and kind == "gshard" else pytest.mark.slow)
     for policy in ("selective", "full")
     for kind in COMPILED
 ]

@@ -22,6 +22,8 @@ ELSEWHERE = {"mesh.fsdp": 2, "mesh.expert": 2, "train.microbatches": 2}
 STEPS = 3
 BATCHES = [small.arrays(seed) for seed in range(STEPS)]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
@@ -67,7 +69,6 @@ def test_a_replay_is_the_same_run(recorded):
         recordings.require_match(one["layers"], 0.0, 1)
 
 
-@pytest.mark.slow
 def test_a_replay_on_another_mesh(recorded):
     """Recorded on one device, played back on four in two microbatches: every request as recorded, reals to rounding."""
     workdir, wanted = recorded

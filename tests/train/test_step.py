@@ -50,11 +50,11 @@ CASES = [
     pytest.param({"expert": 4}, 2, 1, marks=pytest.mark.slow),
     ({"data": 2, "fsdp": 2, "expert": 2}, 1, 1),
     ({}, 2, 1),
-    ({}, 4, 2),
+    pytest.param({}, 4, 2, marks=pytest.mark.slow),
     pytest.param({"fsdp": 2, "expert": 2}, 1, 2, marks=pytest.mark.slow),
 ]
 SPREAD = [({"fsdp": 2, "expert": 2}, 2), ({"data": 2, "fsdp": 2, "expert": 2}, 1), ({"expert": 4}, 2), ({"data": 2}, 4)]
-QUICK = {("sign", 0), ("ragged", 0)}
+QUICK = {("ragged", 0)}
 KIND_CASES = [
     pytest.param(*how, kind, marks=[] if (kind, i) in QUICK else pytest.mark.slow if i < 2 else pytest.mark.soak)
     for kind in KINDS
