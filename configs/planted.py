@@ -11,9 +11,12 @@ model: four experts 0.004, 0.005, 0.018; one expert 0.051, 0.027, 0.046 (docs/ex
 import ml_collections
 
 from moejax import config
+from moejax.errors import ConfigError
 
 
 def get_config(experts: str = "4") -> ml_collections.ConfigDict:
+    if not experts.isdigit():
+        raise ConfigError(f"--config=configs/planted.py:{experts}: the number of experts, such as :4")
     c = config.default()
     c.name = f"E={experts}"
     c.data.source = "planted"

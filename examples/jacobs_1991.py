@@ -27,7 +27,7 @@ from moejax.errors import UserError
 from moejax.moe import jacobs
 
 SEEDS = flags.DEFINE_list("seeds", [str(seed) for seed in range(10)], "seeds, each with a task and a start of its own")
-STEPS = flags.DEFINE_integer("steps", 4000, "steps of Adam on all cases")
+STEPS = flags.DEFINE_integer("steps", 4000, "steps of Adam on all cases", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "file of the picture (.png); none is drawn without")
 JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON and nothing else")
 
