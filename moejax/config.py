@@ -99,9 +99,9 @@ class Mesh:
     expert: int = 1
     """Shards of the experts; divides num_experts."""
     tensor: int = 1
-    """Shards of heads and hidden width; not built yet, must be 1."""
+    """Shards of heads, hidden widths and vocabulary; of experts as model.moe.tensor says."""
     context: int = 1
-    """Shards of positions; not built yet, must be 1."""
+    """Shards of positions; divides data.context."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,9 @@ class MoE:
     exchange: str = "auto"
     """How rows are exchanged (transport ragged): padded (equal parts, everywhere), native (the rows alone; XLA has it for TPU), or
     auto."""
+    tensor: str = "hidden"
+    """What the mesh axis tensor cuts in this layer, a name in moejax.sharding.LAYOUTS: hidden (the width of every expert) or experts
+    (the set of experts, and with it positions; no expert is cut)."""
     kernel: str = "auto"
     """Backend of the grouped matmul, a name in moejax.kernels.grouped_matmul.BACKENDS, or auto."""
     load_balance: float = 0.01

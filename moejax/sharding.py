@@ -7,34 +7,62 @@ the extra leading ones (the scan over blocks) are not sharded.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moejax import compat
-
 BATCH_AXES = ("data", "fsdp", "expert")
-EXPERT_AXIS = "expert"
 STORAGE_AXIS = "fsdp"
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
     "batch": BATCH_AXES,
-    "shard": BATCH_AXES,
-    "position": (),
+    "position": ("context",),
+    "shard": (*BATCH_AXES, "context"),
+    "heads": ("tensor",),
+    "hidden": ("tensor",),
+    "vocabulary": ("tensor",),
     # dense parameters: `storage` is the dimension that they and their moments are kept sharded on
     "storage": ("fsdp", "expert"),
-    "heads": (),
-    "hidden": (),
     # expert parameters: fsdp on the middle dimension of each weight, never the last
     "expert": ("expert",),
     "expert_storage": ("fsdp",),
-    "expert_hidden": (),
-    "expert_hidden_storage": ("fsdp",),
+    "expert_hidden": ("tensor",),
+    "expert_hidden_storage": ("tensor", "fsdp"),
+    # the same where whole experts lie over `tensor` too, and positions with them
+    "folded_expert": ("expert", "tensor"),
+    "folded_position": ("context", "tensor"),
+    "folded_shard": (*BATCH_AXES, "context", "tensor"),
 }
-"""`position` is to go over `context`, and heads and hidden widths over `tensor`; mesh.check refuses those axes until then."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a sparse layer lies on the mesh: names of RULES for its arrays."""
+
+    expert: str
+    position: str
+    """Of the tokens that a device routes and carries."""
+    shard: str
+    """Of statistics as they leave the layer, one part for each device that saw tokens."""
+    hidden: str | None
+    """Of the width of one expert; its outputs are then partial and summed."""
+    hidden_storage: str
+
+    @property
+    def weights(self) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
+        """Dimension names of gate and up [E, D, 2, F], and of down [E, F, D]."""
+        return (self.expert, "expert_storage", None, self.hidden), (self.expert, self.hidden_storage, None)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "hidden": Layout("expert", "position", "shard", "expert_hidden", "expert_hidden_storage"),
+    "experts": Layout("folded_expert", "folded_position", "folded_shard", None, "expert_storage"),
+}
+"""By what `tensor` cuts in the sparse layer: the width of each expert, or the set of experts."""
 
 GATHERED: dict[str, str | None] = {"storage": None}
 """What a stored dimension becomes when a dense parameter is used."""
@@ -47,12 +75,11 @@ def spec(*names: str | None, ndim: int | None = None) -> P:
     for name in names:
         if name is not None and name not in RULES:
             raise ValueError(f"dimension {name!r} of {names} is not in sharding.RULES: {', '.join(RULES)}")
-        axes = RULES[name] if name is not None else ()
-        for axis in axes:
+        for axis in axes(name):
             if axis in owner:
                 raise ValueError(f"dimensions {owner[axis]!r} and {name!r} of {names} both want mesh axis {axis!r}")
             owner[axis] = name or ""
-        entries.append(axes or None)
+        entries.append(axes(name) or None)
     return P(*entries)
 
 
@@ -62,11 +89,6 @@ def shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, name: str) -> in
     for axis in RULES[name]:
         size *= mesh.shape[axis]
     return size
-
-
-def batch_shards() -> int:
-    """Number of parts a batch is cut into on the mesh in use."""
-    return shards(jax.sharding.get_abstract_mesh(), "batch")
 
 
 def platform() -> str:
@@ -91,9 +113,9 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows over all batch shards, `expert` innermost; trailing dimensions whole."""
-    return NamedSharding(mesh, P(BATCH_AXES))
+def batch_sharding(mesh: jax.sharding.Mesh, ndim: int = 2) -> NamedSharding:
+    """Of an array [B] or [B, T, ...]: rows over all batch shards, `expert` innermost; positions over `context`."""
+    return NamedSharding(mesh, spec("batch") if ndim == 1 else spec("batch", "position"))
 
 
 def groups_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -101,29 +123,11 @@ def groups_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
-def vary(x: jax.Array) -> jax.Array:
-    """Inside shard_map: x as a value that may differ along every batch axis, so that its gradient is summed over them."""
-    missing = tuple(axis for axis in BATCH_AXES if axis not in compat.varying_axes(x))
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
+def of_experts(dims: tuple[str | None, ...]) -> bool:
+    """Whether a parameter with these dimensions belongs to routed experts."""
+    return any(layout.expert in dims for layout in LAYOUTS.values())
 
 
-def all_gather(x: jax.Array, mesh_axis: str, axis: int) -> jax.Array:
-    """Inside shard_map: the pieces of x of every device of a mesh axis, joined. Among one device the identity."""
-    return x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.all_gather(x, mesh_axis, axis=axis, tiled=True)
-
-
-def psum_scatter(x: jax.Array, mesh_axis: str) -> jax.Array:
-    """Inside shard_map: the sum of x over a mesh axis, each device keeping its piece of the leading dimension."""
-    return (
-        x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.psum_scatter(x, mesh_axis, scatter_dimension=0, tiled=True)
-    )
-
-
-def everywhere_max(x: jax.Array) -> jax.Array:
-    """Inside shard_map: the largest x of all devices, on all of them."""
-    return jax.lax.pmax(x, BATCH_AXES)
-
-
-def all_to_all(x: jax.Array, mesh_axis: str, split: int, concat: int) -> jax.Array:
-    """Inside shard_map: pieces of dimension `split` go to the devices of a mesh axis, what arrives is joined along `concat`."""
-    return x if jax.lax.axis_size(mesh_axis) == 1 else jax.lax.all_to_all(x, mesh_axis, split, concat, tiled=True)
+def axes(name: str | None) -> tuple[str, ...]:
+    """Mesh axes of a dimension; none for None."""
+    return () if name is None else RULES[name]

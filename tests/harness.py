@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+from jax.experimental import multihost_utils
 
 from moejax import sharding
 from moejax.kernels.grouped_mlp import Weights
-from moejax.moe import balancers, layer, noise, zero_experts
+from moejax.moe import balancers, inputs, layer, noise, zero_experts
 from moejax.moe.places import ORDERS
 from moejax.moe.records import columns
 from moejax.moe.routers import ROUTERS
@@ -108,23 +109,18 @@ def all_to(p: Problem, expert: int) -> Problem:
 # ---- the library --------------------------------------------------------------------------------------------------
 
 
-def put(p: Problem, mesh, coefficients=COEFFICIENTS, recorded=None):
+def put(p: Problem, mesh, moe, coefficients=COEFFICIENTS, recorded=None):
     """The arguments of `value_of`, placed on the mesh; what is differentiated comes first."""
 
     def place(a, *names):
         return None if a is None else jax.device_put(a, jax.NamedSharding(mesh, sharding.spec(*names)))
 
-    vectors = ("batch", None, None)
-    experts = tuple(
-        Weights(
-            place(up, "expert", "expert_storage", None, "expert_hidden"),
-            place(down, "expert", "expert_hidden_storage", None),
-        )
-        for up, down in p.experts
-    )
+    vectors = ("batch", "position", None)
+    up_dims, down_dims = sharding.LAYOUTS[moe.tensor].weights
+    experts = tuple(Weights(place(up, *up_dims), place(down, *down_dims)) for up, down in p.experts)
     heads = {name: place(weight) for name, weight in p.heads.items()}
     valid, labels, ids = (place(a, "batch", None) for a in (p.valid, p.valid.astype(np.int32), p.ids))
-    tokens = layer.Tokens(valid, labels, place(p.row_ids, "batch"), ids)
+    tokens = inputs.Tokens(valid, labels, place(p.row_ids, "batch"), ids)
     learned = place(p.x, *vectors), place(p.z, *vectors), layer.Parameters(heads, experts, place(p.constants))
     state = {name: place(v) for name, v in p.state.items()}
     recorded = jax.tree.map(lambda a: place(np.asarray(a), "batch"), recorded)
@@ -132,13 +128,12 @@ def put(p: Problem, mesh, coefficients=COEFFICIENTS, recorded=None):
 
 
 def moment():
-    return layer.Moment(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.int32(STEP))
+    return inputs.Moment(noise.step_key(0, jnp.int32(STEP)), jnp.int32(LAYER), jnp.int32(STEP))
 
 
 def value_of(learned, tokens, state, dy, coefficients, recorded, moe, mode):
     """sum(y * dy) + coefficients . losses, and what the layer returns."""
     x, z, parameters = learned
-    z = x if z is None else z
     result = layer.sparse_layer(x, z, tokens, parameters, state, moment(), moe, mode, recorded)
     sums = {name: jnp.sum(s, axis=0, dtype=s.dtype) for name, s in result.sums.items()}
     y = result.routed if result.local is None else result.routed + result.local
@@ -165,7 +160,7 @@ def compiled(p: Problem, mesh, moe, mode, recorded=None, backward=True):
         step = functools.partial(value_of, moe=moe, mode=mode)
         step = jax.value_and_grad(step, has_aux=True) if backward else step
         with jax.set_mesh(mesh):
-            _COMPILED[key] = jit(step).lower(*put(p, mesh, recorded=recorded)).compile()
+            _COMPILED[key] = jit(step).lower(*put(p, mesh, moe, recorded=recorded)).compile()
     return _COMPILED[key]
 
 
@@ -173,16 +168,21 @@ def forward(p: Problem, mesh, moe, mode, recorded=None):
     """(y, sums, recorded routing) of the layer alone, as NumPy."""
     step = compiled(p, mesh, moe, mode, recorded, backward=False)
     with jax.set_mesh(mesh):
-        _, out = step(*put(p, mesh, recorded=recorded))
+        _, out = step(*put(p, mesh, moe, recorded=recorded))
     return jax.tree.map(np.asarray, out)
+
+
+def fetched(x):
+    """The whole of a global array on this host, whoever holds its pieces."""
+    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
 
 
 def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS, recorded=None):
     """The library's Outcome as NumPy, and the recorded routing where the mode records."""
     step = compiled(p, mesh, moe, mode, recorded)
     with jax.set_mesh(mesh):
-        out = step(*put(p, mesh, coefficients, recorded))
-    (value, (y, sums, kept)), (dx, dz, d) = jax.tree.map(np.asarray, out)
+        out = step(*put(p, mesh, moe, coefficients, recorded))
+    (value, (y, sums, kept)), (dx, dz, d) = jax.tree.map(fetched, out)
     sums, traffic = ({n: s for n, s in sums.items() if (n in TRAFFIC) == moves} for moves in (False, True))
     gate_up, down = padded([(w.gate_up, w.down) for w in d.experts])
     gradients = {"x": dx, "gate_up": gate_up, "down": down}

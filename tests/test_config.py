@@ -19,8 +19,16 @@ TOO_BIG = {"model.moe.num_experts": 1, "model.moe.top_k": 1, "model.moe.renormal
 
 RULES = [
     ({"mesh.data": 0}, ["mesh.data=0", "set it to 1"]),
-    ({"mesh.tensor": 2}, ["mesh.tensor=2", "not built", "set it to 1"]),
-    ({"mesh.context": 2}, ["mesh.context=2", "not built", "set it to 1"]),
+    ({"mesh.tensor": 2}, ["mesh.tensor=2", "model.kv_heads=1", "choose one of 1"]),
+    ({"mesh.tensor": 3, "model.kv_heads": 6, "model.heads": 6}, ["mesh.tensor=3", "model.moe.hidden=8"]),
+    (
+        {"mesh.tensor": 4, "mesh.expert": 4, "model.moe.tensor": "experts"},
+        ["mesh.expert * mesh.tensor = 16", "8 experts"],
+    ),
+    ({"mesh.context": 3}, ["mesh.context=3", "data.context=16", "choose one of 1, 2, 4"]),
+    ({"mesh.context": 4, "model.moe.group_window": 8}, ["mesh.context=4", "4 positions", "group_window=8", "null"]),
+    ({"mesh.tensor": 16, "model.moe.tensor": "experts"}, ["mesh.tensor=16", "8 experts"]),
+    ({"model.moe.tensor": "both"}, ["model.moe.tensor='both'", "hidden, experts"]),
     ({"mesh.expert": 3}, ["mesh.expert=3", "num_experts=8", "1, 2, 4, 8"]),
     ({"mesh.fsdp": 4, "model.moe.hidden": 6}, ["mesh.fsdp=4", "model.moe.hidden=6", "1, 2, 3, 6"]),
     ({"mesh.fsdp": 3}, ["mesh.fsdp=3", "model.width=16", "1, 2, 4, 8, 16"]),

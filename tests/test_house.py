@@ -20,7 +20,7 @@ EVERYTHING = [
 LEVELS = [
     {"errors", "compat", "config_moe"},
     {"arrays", "config"},
-    {"mesh", "sharding"},
+    {"mesh", "sharding", "collectives"},
     {"kernels"},
     {"moe"},
     {"layers"},

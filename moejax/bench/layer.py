@@ -14,10 +14,10 @@ from flax import nnx
 from moejax import config, sharding
 from moejax import mesh as meshes
 from moejax.bench import timing
-from moejax.kernels.grouped_mlp.weights import swiglu
+from moejax.kernels.grouped_mlp.weights import pair, swiglu
 from moejax.layers import context as ctx
 from moejax.layers.feed_forward import Dense, Side, Sparse
-from moejax.moe.layer import Mode, Tokens
+from moejax.moe.inputs import Mode, Tokens
 
 NO_SIDE = Side({}, None)
 SKEWS: dict[str, Callable[[int], np.ndarray]] = {
@@ -98,7 +98,7 @@ def _pair(function: Callable, parameters: Any, x: jax.Array) -> dict[str, Callab
 def _matmuls(weights: tuple[jax.Array, jax.Array], rows: jax.Array) -> jax.Array:
     """The experts' useful FLOPs and nothing else, as one batched matmul of even groups."""
     gate_up, down = weights
-    return jnp.einsum("erf,efd->erd", swiglu(jnp.einsum("erd,edf->erf", rows, gate_up)), down)
+    return jnp.einsum("erf,efd->erd", swiglu(pair(jnp.einsum("erd,edf->erf", rows, gate_up))), down)
 
 
 def _even_rows(cfg: config.Config, model: config.Model) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:

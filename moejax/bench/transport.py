@@ -20,7 +20,7 @@ from moejax.bench import collectives, timing
 from moejax.bench.layer import NO_SIDE, context_of, placed
 from moejax.errors import UserError
 from moejax.layers.feed_forward import Sparse
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.moe.transport import TRANSPORTS
 
 DEVICES = 8

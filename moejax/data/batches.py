@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -19,9 +21,15 @@ def padded_rows(cfg: config.Config, mesh: jax.sharding.Mesh, rows: int) -> int:
     return -(-rows // unit) * unit
 
 
+def shardings(mesh: jax.sharding.Mesh) -> Batch:
+    """Where each array of a batch lies."""
+    rows, positions = sharding.batch_sharding(mesh, 1), sharding.batch_sharding(mesh, 2)
+    return Batch(**{f.name: rows if f.name == "row_ids" else positions for f in dataclasses.fields(Batch)})
+
+
 def rows_of_host(mesh: jax.sharding.Mesh, total: int) -> slice:
     """The rows of a global batch of `total` rows that this process's devices hold; contiguous on a row-major mesh."""
-    pieces = sharding.batch_sharding(mesh).addressable_devices_indices_map((total,)).values()
+    pieces = sharding.batch_sharding(mesh, 1).addressable_devices_indices_map((total,)).values()
     spans = {(index[0].start or 0, total if index[0].stop is None else index[0].stop) for index in pieces if index}
     start, stop = min(a for a, _ in spans), max(b for _, b in spans)
     if sum(b - a for a, b in spans) != stop - start:
@@ -35,7 +43,12 @@ def put(host: Arrays, mesh: jax.sharding.Mesh, total: int) -> Batch:
     missing = mine.stop - mine.start - len(host["row_ids"])
 
     def place(local: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), local, (total, *local.shape[1:]))
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(total)
+            return local[(slice(first - mine.start, last - mine.start), *index[1:])]
+
+        shape = (total, *local.shape[1:])
+        return jax.make_array_from_callback(shape, sharding.batch_sharding(mesh, local.ndim), piece)
 
     def extend(name: str, value: np.ndarray) -> np.ndarray:
         return np.concatenate([value, np.full((missing, *value.shape[1:]), BLANK[name], value.dtype)])

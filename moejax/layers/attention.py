@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from moejax import config, sharding
+from moejax import collectives, config, sharding
 from moejax.errors import ConfigError
 from moejax.layers import init
 from moejax.layers.context import Context
@@ -31,8 +31,25 @@ class GroupedQueryAttention(nnx.Module):
         )
         query = rotate(query, context.cosine, context.sine)
         key = rotate(key, context.cosine, context.sine)
-        y = jax.nn.dot_product_attention(query, key, value, mask=context.mask)
-        return jnp.einsum("bthk,hkd->btd", y, sharding.gather(self.out, x.dtype))
+        y = attend(query, key, value, context.mask)
+        out = sharding.spec("batch", "position", None)
+        return jnp.einsum("bthk,hkd->btd", y, sharding.gather(self.out, x.dtype), out_sharding=out)
+
+
+def attend(
+    query: Float[Array, "B T H d"],
+    key: Float[Array, "B T KV d"],
+    value: Float[Array, "B T KV d"],
+    mask: Bool[Array, "B 1 T T"],
+) -> Float[Array, "B T H d"]:
+    """Every device its rows, heads and queries; keys and values are gathered where positions are cut."""
+
+    def body(query: Array, key: Array, value: Array, mask: Array) -> Array:
+        key, value = (collectives.all_gather(a, sharding.axes("position"), axis=1) for a in (key, value))
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+    heads, queries = sharding.spec("batch", "position", "heads", None), sharding.spec("batch", None, "position", None)
+    return jax.shard_map(body, in_specs=(heads, heads, heads, queries), out_specs=heads)(query, key, value, mask)
 
 
 def check(model: config.Model) -> None:

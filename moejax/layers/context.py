@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from moejax import sharding
 from moejax.arrays import Batch
-from moejax.moe.layer import Tokens
+from moejax.moe.inputs import Tokens
 
 
 class Context(NamedTuple):
@@ -26,11 +28,16 @@ class Context(NamedTuple):
 
 
 def attention_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """Causal, within documents."""
+    """Causal, within documents. Queries lie where positions do, each with all its keys."""
     positions = jnp.arange(segments.shape[1])
-    same = segments[:, :, None] == segments[:, None, :]
-    return (same & (positions[:, None] >= positions[None, :])[None])[:, None]
+    keys = jax.reshard(segments, sharding.spec("batch", None))
+    same = segments[:, :, None] == keys[:, None, :]
+    later = jax.reshard(positions[:, None] < positions[None, :], sharding.spec("position", None))
+    return (same & ~later[None])[:, None]
 
 
 def tokens_of(batch: Batch) -> Tokens:
-    return Tokens(batch.valid, batch.labels, batch.row_ids, batch.tokens)
+    """Whole rows on every device: a group may be routed from anywhere in its rows."""
+    whole = sharding.spec("batch", None)
+    valid, labels, ids = (jax.reshard(x, whole) for x in (batch.valid, batch.labels, batch.tokens))
+    return Tokens(valid, labels, batch.row_ids, ids)

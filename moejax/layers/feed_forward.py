@@ -15,7 +15,8 @@ from moejax.kernels.grouped_mlp.weights import swiglu
 from moejax.layers import init
 from moejax.layers.context import Context
 from moejax.moe import routers, widths, zero_experts
-from moejax.moe.layer import Mode, Moment, Parameters, sparse_layer
+from moejax.moe.inputs import Mode, Moment
+from moejax.moe.layer import Parameters, sparse_layer
 from moejax.moe.records import State
 from moejax.moe.replay import Recorded
 
@@ -32,9 +33,9 @@ class SwiGLU(nnx.Module):
         self.down = init.normal(rngs, (hidden, model.width), ("hidden", "storage"), fan_in=hidden, gain=gain)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate_up = sharding.gather(self.gate_up, x.dtype)
-        h = jnp.einsum("btd,df->btf", x, gate_up.reshape(gate_up.shape[0], -1))
-        return jnp.einsum("btf,fd->btd", swiglu(h), sharding.gather(self.down, x.dtype))
+        h = jnp.einsum("btd,dcf->btcf", x, sharding.gather(self.gate_up, x.dtype))
+        out = sharding.spec("batch", "position", None)
+        return jnp.einsum("btf,fd->btd", swiglu(h), sharding.gather(self.down, x.dtype), out_sharding=out)
 
 
 class Side(NamedTuple):
@@ -70,8 +71,7 @@ class Sparse(nnx.Module):
         )
         classes = widths.of_classes(moe)
         e, last = moe.num_experts // len(classes), 1.0 if moe.latent else gain
-        gate_up_dims = ("expert", "expert_storage", None, "expert_hidden")
-        down_dims = ("expert", "expert_hidden_storage", None)
+        gate_up_dims, down_dims = sharding.LAYOUTS[moe.tensor].weights
         self.gate_up = nnx.List([init.normal(rngs, (e, inner, 2, f), gate_up_dims, fan_in=inner) for f in classes])
         self.down = nnx.List([init.normal(rngs, (e, f, inner), down_dims, fan_in=f, gain=last) for f in classes])
         self.into = init.normal(rngs, (d, inner), ("storage", None), fan_in=d) if moe.latent else None
@@ -85,7 +85,7 @@ class Sparse(nnx.Module):
         weights = tuple(Weights(up[...], down[...]) for up, down in zip(self.gate_up, self.down, strict=True))
         heads = {name: sharding.gather(self.router[name]) for name in sorted(self.router)}
         constants = None if self.constants is None else sharding.gather(self.constants)
-        z = x if self.into is None else jnp.einsum("btd,dl->btl", x, sharding.gather(self.into, x.dtype))
+        z = None if self.into is None else jnp.einsum("btd,dl->btl", x, sharding.gather(self.into, x.dtype))
         moment = Moment(context.key, layer, context.step)
         parameters = Parameters(heads, weights, constants)
         result = sparse_layer(x, z, context.tokens, parameters, side.state, moment, self.moe, mode, side.recorded)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from moejax import sharding
 
 
 def rotary_angles(positions: int, head_dim: int, theta: float) -> tuple[Float[Array, "T half"], Float[Array, "T half"]]:
@@ -18,6 +21,6 @@ def rotate(
 ) -> Float[Array, "B T H d"]:
     """Each pair (x[i], x[i + d/2]) turned by its angle, in fp32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cosine, sine = cosine[None, :, None, :], sine[None, :, None, :]
+    cosine, sine = (jax.reshard(a, sharding.spec("position", None))[None, :, None, :] for a in (cosine, sine))
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
     return turned.astype(x.dtype)

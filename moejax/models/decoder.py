@@ -18,7 +18,7 @@ from moejax.layers.feed_forward import Outcome, Side
 from moejax.layers.norms import RMSNorm
 from moejax.layers.positions import rotary_angles
 from moejax.models import remat
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.moe.records import State
 from moejax.moe.replay import Recorded
 

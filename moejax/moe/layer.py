@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from moejax import config, sharding
+from moejax import collectives, config, sharding
 from moejax.arrays import Assignment, Stats
+from moejax.collectives import Axes
 from moejax.errors import ConfigError
 from moejax.kernels.grouped_matmul import pick
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import (
     assignment,
     balancers,
-    noise,
+    inputs,
+    pieces,
     places,
     replay,
     routers,
@@ -27,33 +28,13 @@ from moejax.moe import (
     widths,
     zero_experts,
 )
-from moejax.moe.records import Inputs, State, columns
+from moejax.moe.inputs import Mode, Moment, Tokens
+from moejax.moe.pieces import Pieces
+from moejax.moe.records import State
 from moejax.moe.replay import Recorded
+from moejax.moe.routers.api import Router
 from moejax.moe.transport.plan import Plan
-
-
-@dataclasses.dataclass(frozen=True)
-class Mode:
-    """What differs between training and the kinds of evaluation; static."""
-
-    training: bool
-    """Noise is drawn."""
-    capacity_factor: float | None
-    """None is dropless."""
-    label_kinds: int = 0
-    """Kinds of labels to tabulate against experts, and experts against each other; 0 for no table."""
-    record: bool = False
-    """Return the integers of routing as well."""
-
-
-class Tokens(NamedTuple):
-    """What routing needs to know of the tokens beside their vectors."""
-
-    valid: Bool[Array, "B T"]
-    labels: Int[Array, "B T"]
-    row_ids: Int[Array, " B"]
-    ids: Int[Array, "B T"]
-    """Vocabulary ids, for routers that hash them."""
+from moejax.sharding import Layout
 
 
 class Parameters(NamedTuple):
@@ -63,17 +44,6 @@ class Parameters(NamedTuple):
     """One for each width of experts."""
     constants: Float[Array, "n D"] | None = None
     """Vectors of the constant zero-computation experts."""
-
-
-class Moment(NamedTuple):
-    """When and where a layer runs: together with a row's id this seeds its noise."""
-
-    key: Array
-    """The step's noise key."""
-    layer: Int[Array, ""]
-    """Depth of the layer."""
-    step: Int[Array, ""]
-    """Updates made."""
 
 
 class Result(NamedTuple):
@@ -105,6 +75,8 @@ def check(moe: config.MoE, context: int) -> None:
         )
     if not 0 <= moe.alarm_share < 1:
         raise ConfigError(f"model.moe.alarm_share={moe.alarm_share}: a share in [0, 1); set 0.1")
+    if moe.tensor not in sharding.LAYOUTS:
+        raise ConfigError(f"model.moe.tensor={moe.tensor!r}: choose one of {', '.join(sharding.LAYOUTS)}")
     widths.check(moe)
     zero_experts.check(moe)
     routers.check(moe)
@@ -118,7 +90,7 @@ def check(moe: config.MoE, context: int) -> None:
 
 def sparse_layer(
     x: Float[Array, "B T D"],
-    z: Float[Array, "B T L"],
+    z: Float[Array, "B T L"] | None,
     tokens: Tokens,
     parameters: Parameters,
     state: State,
@@ -127,18 +99,16 @@ def sparse_layer(
     mode: Mode,
     recorded: Recorded | None = None,
 ) -> Result:
-    """Routes by x and runs the experts on z (x itself, or its projection where experts are latent).
+    """Routes by x and runs the experts on z, where experts are latent, or on x (None).
 
     `state` is this layer's, `recorded` plays its routing back.
     """
-    rows, whole = sharding.spec("batch", "position"), sharding.spec()
-    vectors, groups = sharding.spec("batch", "position", None), sharding.spec("batch")
-    weights = Weights(
-        sharding.spec("expert", "expert_storage", None, "expert_hidden"),
-        sharding.spec("expert", "expert_hidden_storage", None),
-    )
+    layout, positions = sharding.LAYOUTS[moe.tensor], x.shape[1]
+    rows, whole = sharding.spec("batch", None), sharding.spec()
+    vectors, groups = sharding.spec("batch", layout.position, None), sharding.spec("batch")
+    weights = Weights(*(sharding.spec(*names) for names in layout.weights))
     body = jax.shard_map(
-        lambda *arguments: _on_shard(*arguments, moe=moe, mode=mode),
+        lambda *arguments: _on_shard(*arguments, positions=positions, moe=moe, mode=mode),
         in_specs=(
             vectors,
             vectors,
@@ -148,130 +118,102 @@ def sparse_layer(
             whole,
             groups,
         ),
-        out_specs=Result(vectors, vectors, sharding.spec("shard"), groups),
+        out_specs=Result(vectors, vectors, sharding.spec(layout.shard), groups),
     )
-    return body(x, z, tokens, parameters, state, moment, recorded)
+    own_x, own_z = jax.tree.map(lambda a: jax.reshard(a, vectors), (x, z))
+    result = body(own_x, own_z, tokens, parameters, state, moment, recorded)
+    back = sharding.spec("batch", "position", None)
+    routed, local = jax.tree.map(lambda a: jax.reshard(a, back), (result.routed, result.local))
+    return result._replace(routed=routed, local=local)
 
 
 def _on_shard(
     x: Array,
-    z: Array,
+    z: Array | None,
     tokens: Tokens,
     parameters: Parameters,
     state: State,
     moment: Moment,
     recorded: Recorded | None,
     *,
+    positions: int,
     moe: config.MoE,
     mode: Mode,
 ) -> Result:
-    """The whole layer on the rows of one shard; only `dispatch` and `combine` talk to other shards."""
-    positions = x.shape[1]
-    kind = routers.ROUTERS[moe.router]
+    """The whole layer on the tokens of one device; logits are gathered where groups are cut, `dispatch` and `combine` talk to the
+    owners of experts."""
+    kind, layout = routers.ROUTERS[moe.router], sharding.LAYOUTS[moe.tensor]
+    cut = Pieces(sharding.axes(layout.position), positions)
     with jax.named_scope("route"):
-        inputs = _inputs(x, tokens, parameters.router, state, moment, moe, mode)
-        size = inputs.valid.shape[1]
+        seen_by = inputs.of_rows(x, tokens, parameters.router, state, moment, moe, mode, cut)
+        size = seen_by.valid.shape[1]
         slots = assignment.capacity(mode.capacity_factor, moe.top_k, moe.num_experts, size)
         limit = assignment.capacity(
-            mode.capacity_factor, moe.top_k, moe.num_experts, jnp.sum(inputs.valid, axis=1, dtype=jnp.int32)
+            mode.capacity_factor, moe.top_k, moe.num_experts, jnp.sum(seen_by.valid, axis=1, dtype=jnp.int32)
         )
-        routed = kind.assign(jax.tree.map(jax.lax.stop_gradient, inputs), limit, slots, moe)
+        routed = kind.assign(jax.tree.map(jax.lax.stop_gradient, seen_by), limit, slots, moe)
         routed, mismatch = (routed, {}) if recorded is None else replay.play(recorded, routed)
-        placed = kind.weigh(inputs, routed, moe)
+        placed = kind.weigh(seen_by, routed, moe)
 
     with jax.named_scope("count"):
-        seen = balancers.Seen(inputs, routed, placed, kind.distribution(inputs, moe), positions)
+        seen = balancers.Seen(seen_by, routed, placed, kind.distribution(seen_by, moe), positions)
         sums = stats.router_sums(seen) | balancers.sums(seen, moe) | mismatch
         if kind.keeper is not None:
-            sums |= kind.keeper.sums(inputs, moe)
+            sums |= kind.keeper.sums(seen_by, moe)
         if mode.label_kinds and not kind.soft:  # a soft slot has no token whose label it could count
             labels, width = assignment.group(tokens.labels, moe), seen.distribution.shape[-1]
             sums["labels"] = stats.label_table(routed, labels, mode.label_kinds, width)
-            sums["coactivation"] = stats.coactivation(routed, inputs.valid, width)
+            sums["coactivation"] = stats.coactivation(routed, seen_by.valid, width)
+        sums = jax.tree.map(lambda s: collectives.once(s, cut.axes), sums)
 
-    shards = jax.lax.axis_size(Plan.axis)
-    plan = Plan(
-        moe.num_experts,
-        moe.soft_slots if kind.soft else slots,
-        shards,
-        size,
-        moe.receive_buffer,
-        moe.exchange,
-        len(parameters.experts),
-    )
-    carrier = transport.of(moe, kind, mode.capacity_factor)
+    plan = _plan(moe, kind, layout, cut, size, slots)
+    carrier = transport.of(moe, kind, mode.capacity_factor, sharding.axes(layout.hidden))
+    mine = pieces.of_assignment(placed, cut, moe, kind.token_choice)
+    carried = collectives.vary(x if z is None else z, sharding.axes(layout.hidden))
     with jax.named_scope("dispatch"):
-        route = carrier.route(widths.physical(placed, plan), plan)
-        rows = carrier.dispatch(route, assignment.group(z, moe))
+        route = carrier.route(widths.physical(mine, plan), plan)
+        rows = carrier.dispatch(route, assignment.group(carried, moe))
     with jax.named_scope("experts"):
-        rows = carrier.experts(
-            route, rows, _local_weights(parameters.experts, z.dtype), moe.kernel, moe.activation_clamp
-        )
+        experts = _local_weights(parameters.experts, carried.dtype, cut.axes)
+        rows = carrier.experts(route, rows, experts, moe.kernel, moe.activation_clamp)
     with jax.named_scope("combine"):
-        y = assignment.ungroup(carrier.combine(route, rows).astype(x.dtype), moe, positions)
+        y = assignment.ungroup(carrier.combine(route, rows).astype(x.dtype), moe, x.shape[1])
     sums |= carrier.sums(route)
     if moe.orthogonality:
-        sums |= specialise.sums(carrier, route, rows, routed, inputs.valid)
+        assert isinstance(mine, Assignment)
+        sums |= specialise.sums(carrier, route, rows, mine.kept, plan.tokens)
     local = None
     if moe.zero_experts:
-        assert isinstance(placed, Assignment)
-        free = zero_experts.output(assignment.group(x, moe), placed, parameters.constants, moe)
-        local = assignment.ungroup(free.astype(x.dtype), moe, positions)
-    kept = replay.record(routed) if mode.record else None
+        assert isinstance(mine, Assignment)
+        free = zero_experts.output(assignment.group(x, moe), mine, parameters.constants, moe)
+        local = assignment.ungroup(free.astype(x.dtype), moe, x.shape[1])
+    kept = jax.tree.map(lambda r: pieces.same(r, cut), replay.record(routed)) if mode.record else None
     return Result(y, local, jax.tree.map(lambda s: s[None], sums), kept)
 
 
-def _inputs(
-    x: Array,
-    tokens: Tokens,
-    heads: dict[str, Array],
-    state: State,
-    moment: Moment,
-    moe: config.MoE,
-    mode: Mode,
-) -> Inputs:
-    """What the router sees of a shard's rows: logits, noise and masks, in groups."""
-    positions, kind = x.shape[1], routers.ROUTERS[moe.router]
-
-    def draw(use: str, *shape: int) -> Array:
-        return noise.uniform(moment.key, moment.layer, tokens.row_ids, use, *shape)
-
-    def in_groups(rows: Array | None) -> Array | None:
-        return None if rows is None else assignment.group(rows, moe)
-
-    seen = x
-    if mode.training and moe.jitter > 0:
-        seen = routers.jittered(x, draw("jitter", *x.shape[1:]), moe.jitter)
-    logits = {name: assignment.group(routers.logits(seen, weight), moe) for name, weight in heads.items()}
-    drawn, hidden = None, None
-    if kind.noise(moe) and (mode.training or kind.always_random):
-        drawn = draw("router", positions, kind.noise(moe))
-    if mode.training and moe.router_dropout > 0:
-        hidden = draw("dropout", positions, columns(moe)) < moe.router_dropout
-    where = jnp.broadcast_to(jnp.arange(positions, dtype=jnp.int32)[None], tokens.ids.shape)
-    valid = assignment.group(tokens.valid, moe)
-    nothing = jnp.zeros_like(valid, shape=(*valid.shape, columns(moe)), dtype=jnp.float32)
-    return Inputs(
-        logits=logits.get("logits", nothing),
-        spread=logits.get("spread"),
-        valid=valid,
-        ids=assignment.group(tokens.ids, moe),
-        position=assignment.group(where, moe),
-        noise=in_groups(drawn),
-        hidden=in_groups(hidden),
-        state=state,
-        layer=moment.layer,
-        step=moment.step,
+def _plan(moe: config.MoE, kind: Router, layout: Layout, cut: Pieces, size: int, slots: int) -> Plan:
+    """What the transport is told of a layer whose groups have `size` tokens and `slots` places an expert."""
+    apart = moe.group_window is None and cut.number > 1
+    return Plan(
+        experts=moe.num_experts,
+        capacity=moe.soft_slots if kind.soft else slots,
+        shards=collectives.devices(sharding.axes(layout.expert)),
+        tokens=size // cut.number if apart else size,
+        axis=sharding.axes(layout.expert),
+        cut=cut.axes if apart else (),
+        buffer=moe.receive_buffer,
+        exchange=moe.exchange,
+        classes=len(widths.of_classes(moe)),
     )
 
 
-def _local_weights(experts: tuple[Weights, ...], dtype: jnp.dtype) -> tuple[Weights, ...]:
+def _local_weights(experts: tuple[Weights, ...], dtype: jnp.dtype, positions: Axes) -> tuple[Weights, ...]:
     """This device's experts, whole: gathered over fsdp in fp32, so that gradients are reduced in fp32, then cast."""
 
     def whole(w: Array) -> Array:
         # Three dimensions: of four, the compiler reduces the gradient whole on every device and cuts afterwards.
-        flat = sharding.vary(w).reshape(*w.shape[:2], -1)
-        gathered = sharding.all_gather(flat, sharding.STORAGE_AXIS, axis=1)
+        flat = collectives.vary(w, (*sharding.BATCH_AXES, *positions)).reshape(*w.shape[:2], -1)
+        gathered = collectives.all_gather(flat, sharding.axes("expert_storage"), axis=1)
         return gathered.reshape(w.shape[0], -1, *w.shape[2:]).astype(dtype)
 
     return jax.tree.map(whole, experts)

@@ -9,17 +9,17 @@ from moejax import config
 from moejax.arrays import Stats
 from moejax.errors import ConfigError
 from moejax.moe.balancers import cosine_sums
-from moejax.moe.records import Routed
 from moejax.moe.routers.api import Router
 from moejax.moe.transport import Transport
 
 
-def sums(carrier: Transport, route: object, rows: Array, routed: Routed, valid: Bool[Array, "G S"]) -> Stats:
-    """The output of every choice by itself, brought home one choice at a time over the same route; then their cosines."""
-    groups, size = valid.shape
-    choices = routed.expert.shape[-1] // size
-    place = jnp.arange(routed.expert.shape[-1], dtype=jnp.int32) % choices
-    kept = routed.kept
+def sums(carrier: Transport, route: object, rows: Array, kept: Bool[Array, "G A"], size: int) -> Stats:
+    """The output of every choice by itself, brought home one choice at a time over the same route; then their cosines.
+
+    `kept` lies token by token, for groups of `size` tokens."""
+    groups, number = kept.shape
+    choices = number // size
+    place = jnp.arange(number, dtype=jnp.int32) % choices
     outputs = [
         carrier.combine(carrier.regate(route, (kept & (place == j)[None]).astype(jnp.float32)), rows)
         for j in range(choices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from moejax import config, mesh
+from moejax import config, mesh, sharding
 from moejax.data import tokenizer
 from moejax.errors import ConfigError
 from moejax.layers import kinds
@@ -23,6 +23,8 @@ def check(cfg: config.Config) -> None:
         layer.check(cfg.model.moe, cfg.data.context)
         _check_experts(cfg)
     _check_storage(cfg)
+    _check_tensor(cfg)
+    _check_positions(cfg)
     _check_data(cfg)
     _check_loop(cfg)
 
@@ -31,28 +33,74 @@ def _check_experts(cfg: config.Config) -> None:
     moe = cfg.model.moe
     classes = widths.of_classes(moe)
     of_class = moe.num_experts // len(classes)
-    if of_class % cfg.mesh.expert:
+    layout = sharding.LAYOUTS[moe.tensor]
+    axes = sharding.axes(layout.expert)
+    if of_class % _devices(cfg, axes):
         raise ConfigError(
-            f"mesh.expert={cfg.mesh.expert} does not divide the {of_class} experts of each width (model.moe.num_experts="
+            f"{_product(cfg, axes)} does not divide the {of_class} experts of each width (model.moe.num_experts="
             f"{moe.num_experts}, {len(classes)} width(s)); choose one of {_divisors(of_class)}"
         )
+    stored = sharding.axes("expert_storage"), sharding.axes(layout.hidden_storage)
     inner = ("model.moe.latent", moe.latent) if moe.latent else ("model.width", cfg.model.width)
     hidden = "model.moe.hidden_classes" if moe.hidden_classes else "model.moe.hidden"
-    for name, width in (inner, *((hidden, f) for f in classes)):
-        if width % cfg.mesh.fsdp:
+    for (name, width), axes in ((inner, stored[0]), *(((hidden, f), stored[1]) for f in classes)):
+        if width % _devices(cfg, axes):
             raise ConfigError(
-                f"mesh.fsdp={cfg.mesh.fsdp} does not divide {name}={width}, which experts are stored sharded on; "
-                f"choose one of {_divisors(width)}"
+                f"{_product(cfg, axes)} does not divide {name}={width}, on which experts are cut and stored; choose one of "
+                f"{_divisors(width)}"
             )
 
 
 def _check_storage(cfg: config.Config) -> None:
-    parts = cfg.mesh.fsdp * cfg.mesh.expert
+    parts = _devices(cfg, sharding.axes("storage"))
     if cfg.model.width % parts:
         raise ConfigError(
             f"mesh.fsdp * mesh.expert = {parts} does not divide model.width={cfg.model.width}, which dense parameters are "
             f"stored sharded on; choose a product from {_divisors(cfg.model.width)}"
         )
+
+
+def _check_tensor(cfg: config.Config) -> None:
+    """What `tensor` cuts outside experts."""
+    model, tensor = cfg.model, cfg.mesh.tensor
+    cut = {"model.kv_heads": model.kv_heads, "model.loss_chunk": model.loss_chunk}
+    if "dense" in kinds.channels(model):
+        cut["model.hidden"] = model.hidden
+    if "sparse" in kinds.channels(model):
+        cut["model.moe.shared_hidden"] = model.moe.shared_hidden
+    for name, size in cut.items():
+        if size % tensor:
+            raise ConfigError(
+                f"mesh.tensor={tensor} does not divide {name}={size}, which it cuts; choose one of {_divisors(size)}"
+            )
+
+
+def _check_positions(cfg: config.Config) -> None:
+    """Rows are cut into equal pieces of positions, windows are not cut."""
+    name = sharding.LAYOUTS[cfg.model.moe.tensor].position if "sparse" in kinds.channels(cfg.model) else "position"
+    axes, context, window = sharding.axes(name), cfg.data.context, cfg.model.moe.group_window
+    pieces = _devices(cfg, axes)
+    if context % pieces:
+        raise ConfigError(
+            f"{_product(cfg, axes)} does not divide data.context={context}, whose positions it cuts; choose one of {_divisors(context)}"
+        )
+    if window is not None and context // pieces % window:
+        raise ConfigError(
+            f"{_product(cfg, axes)} leaves {context // pieces} positions on a device, which windows of model.moe.group_window={window} "
+            f"do not fill; choose a divisor of {context // pieces}, or null for whole rows"
+        )
+
+
+def _devices(cfg: config.Config, axes: tuple[str, ...]) -> int:
+    return math.prod(getattr(cfg.mesh, axis) for axis in axes)
+
+
+def _product(cfg: config.Config, axes: tuple[str, ...]) -> str:
+    """`mesh.expert=8`, or of axes with several devices `mesh.expert * mesh.tensor = 8`."""
+    cut = [axis for axis in axes if getattr(cfg.mesh, axis) > 1] or [axes[0]]
+    if len(cut) == 1:
+        return f"mesh.{cut[0]}={getattr(cfg.mesh, cut[0])}"
+    return f"{' * '.join(f'mesh.{axis}' for axis in cut)} = {_devices(cfg, axes)}"
 
 
 def _check_data(cfg: config.Config) -> None:

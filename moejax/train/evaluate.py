@@ -12,7 +12,7 @@ from moejax.arrays import Batch
 from moejax.data import batches
 from moejax.data.pipeline import Arrays, Rows, heldout_batches
 from moejax.moe import assignment, routers
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.train import metrics, step
 from moejax.train.losses import Sums
 from moejax.train.metrics import Numbers

@@ -16,6 +16,7 @@ from moejax import config, sharding
 from moejax.models.decoder import Routing
 from moejax.moe import balancers
 from moejax.moe.balancers import share
+from moejax.sharding import Layout
 
 Sums = dict[str, Any]
 
@@ -26,13 +27,15 @@ def vocabulary_nats(
     """-log p(target) in nats, fp32, with the logits of `chunk` vocabulary columns in memory at a time, backward too."""
     width, vocabulary = unembedding.shape
     columns = unembedding.reshape(width, vocabulary // chunk, chunk).swapaxes(0, 1)
+    columns = jax.reshard(columns, sharding.spec(None, None, "vocabulary"))
+    place = jax.reshard(jnp.arange(chunk, dtype=jnp.int32), sharding.spec("vocabulary"))
     first = chunk * jnp.arange(vocabulary // chunk, dtype=jnp.int32)
 
     def turn(carry: tuple[Array, Array], scanned: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         log_z, picked = carry
         weight, start = scanned
         logits = jnp.einsum("btd,dv->btv", hidden, weight, preferred_element_type=jnp.float32)
-        hit = (targets - start)[..., None] == jnp.arange(chunk, dtype=jnp.int32)[None, None]
+        hit = (targets - start)[..., None] == place[None, None]
         picked = picked + jnp.sum(jnp.where(hit, logits, 0), axis=-1)
         return (jnp.logaddexp(log_z, jax.nn.logsumexp(logits, axis=-1)), picked), None
 
@@ -41,28 +44,31 @@ def vocabulary_nats(
     return log_z - picked
 
 
-def token_sums(nats: Float[Array, "B T"], valid: Bool[Array, "B T"]) -> Sums:
-    """Nats and number of the valid targets, by batch shard."""
-    return {"nats": by_shard(jnp.where(valid, nats, 0)), "targets": by_shard(valid.astype(jnp.int32))}
+def token_sums(nats: Float[Array, "B T"], valid: Bool[Array, "B T"], layout: Layout) -> Sums:
+    """Nats and number of the valid targets, by shard."""
+    return {"nats": by_shard(jnp.where(valid, nats, 0), layout), "targets": by_shard(valid.astype(jnp.int32), layout)}
 
 
-def by_shard(x: Array) -> Array:
-    """[B, ...] -> [shards, ...], rows and positions of each batch shard summed. Nothing moves."""
-    spec = sharding.spec("shard", *(None for _ in x.shape))
-    rows = x.reshape(sharding.batch_shards(), -1, *x.shape[1:], out_sharding=spec)
-    return jnp.sum(rows, axis=(1, 2), dtype=x.dtype)
+def by_shard(x: Array, layout: Layout) -> Array:
+    """[B, T, ...] -> [shards, ...], rows and positions of each shard summed. Nothing moves."""
+    rest = (None for _ in x.shape[2:])
+    where = sharding.spec("batch", layout.position, *rest)
+    body = jax.shard_map(
+        lambda x: jnp.sum(x, axis=(0, 1), dtype=x.dtype)[None], in_specs=where, out_specs=sharding.spec(layout.shard)
+    )
+    return body(jax.reshard(x, where))
 
 
-def reduced(tree: Any) -> Any:
+def reduced(tree: Any, layout: Layout) -> Any:
     """Every array [shards, ...] summed over the shards, with one reduction over the mesh for each type of number."""
-    if sharding.batch_shards() == 1:  # jax 0.12 cannot differentiate the concatenation of arrays of one shard
+    if jax.tree.leaves(tree)[0].shape[0] == 1:  # jax 0.12 cannot differentiate the concatenation of arrays of one shard
         return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), tree)
     leaves, structure = jax.tree.flatten(tree)
     totals: list[Array] = list(leaves)
     for dtype in sorted({x.dtype for x in leaves}, key=str):
         mine = [i for i, x in enumerate(leaves) if x.dtype == dtype]
         # A reshape alone may forget the shard axis.
-        rows = sharding.spec("shard", None)
+        rows = sharding.spec(layout.shard, None)
         flat = [leaves[i].reshape(leaves[i].shape[0], -1, out_sharding=rows) for i in mine]
         packed = jnp.concatenate(flat, axis=1)
         total, start = jnp.sum(packed, axis=0, dtype=dtype), 0

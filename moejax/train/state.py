@@ -54,7 +54,7 @@ def build(cfg: config.Config, mesh: jax.sharding.Mesh) -> Built:
     graph, variables = nnx.split(abstract)
     shardings = jax.tree.map(lambda v: sharding.of_parameter(v, mesh), variables, is_leaf=_is_parameter)
     decay = jax.tree.map(lambda v: v.get_metadata("decay"), variables, is_leaf=_is_parameter)
-    routed = jax.tree.map(lambda v: "expert" in v.get_metadata("dims"), variables, is_leaf=_is_parameter)
+    routed = jax.tree.map(lambda v: sharding.of_experts(v.get_metadata("dims")), variables, is_leaf=_is_parameter)
     transform = optimizer.make(cfg.train, nnx.to_pure_dict(decay))
     return Built(graph, nnx.to_pure_dict(shardings), nnx.to_pure_dict(routed), transform, cfg, mesh)
 

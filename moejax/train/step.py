@@ -11,9 +11,10 @@ import optax
 
 from moejax import config, sharding
 from moejax.arrays import Batch
+from moejax.data import batches
 from moejax.models.decoder import Recordings, Routing
 from moejax.moe import balancers, noise
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.train import losses, routing
 from moejax.train.losses import Sums
 from moejax.train.state import Built, TrainState
@@ -42,20 +43,20 @@ def sums_of(
 ) -> tuple[Sums, Recordings]:
     """The forward pass of one microbatch, as named sums over its valid tokens, reduced over the mesh; and its routing where
     the mode records."""
-    model, label_kinds = built.model(parameters), mode.label_kinds
+    moe, model, label_kinds = built.config.model.moe, built.model(parameters), mode.label_kinds
+    layout = sharding.LAYOUTS[moe.tensor]
     hidden, outcomes = model(batch, at.key, mode, at.routing, at.step, recorded)
     unembedding = sharding.gather(model.unembedding, hidden.dtype)
     nats = losses.vocabulary_nats(hidden, unembedding, batch.targets, built.config.model.loss_chunk)
-    sums = losses.token_sums(nats, batch.valid)
+    sums = losses.token_sums(nats, batch.valid, layout)
     if label_kinds:
         of_label = batch.valid[..., None] & (
             batch.labels[..., None] == jnp.arange(label_kinds, dtype=jnp.int32)[None, None]
         )
-        sums["label_nats"] = losses.by_shard(jnp.where(of_label, nats[..., None], 0))
-        sums["label_targets"] = losses.by_shard(of_label.astype(jnp.int32))
+        sums["label_nats"] = losses.by_shard(jnp.where(of_label, nats[..., None], 0), layout)
+        sums["label_targets"] = losses.by_shard(of_label.astype(jnp.int32), layout)
     sums["layers"] = {kind: jax.tree.map(lambda s: s.swapaxes(0, 1), o["sums"]) for kind, o in outcomes.items()}
-    sums = losses.reduced(sums)
-    moe = built.config.model.moe
+    sums = losses.reduced(sums, layout)
     sums["layers"] = {kind: balancers.over_microbatch(stats, moe) for kind, stats in sums["layers"].items()}
     return sums, {kind: o["recorded"] for kind, o in outcomes.items() if "recorded" in o}
 
@@ -67,7 +68,7 @@ def split_microbatches(batch: Batch, parts: int, group_rows: int) -> Batch:
         rest = x.shape[1:]
         taken = x.reshape(-1, parts, group_rows, *rest).swapaxes(0, 1).reshape(parts, -1, *rest)
         # A reshape forgets mesh axes of one device; nothing moves here.
-        return jax.reshard(taken, sharding.spec(None, "batch", *(None for _ in rest)))
+        return jax.reshard(taken, sharding.spec(None, "batch", *("position" for _ in rest)))
 
     return jax.tree.map(cut, batch)
 
@@ -188,7 +189,7 @@ def make_train_step(
         return TrainState(after, parameters, moments, kept), sums, routed
 
     where = jax.tree.map(lambda x: x.sharding, state)
-    rows, whole = sharding.batch_sharding(built.mesh), sharding.replicated(built.mesh)
+    rows, whole = batches.shardings(built.mesh), sharding.replicated(built.mesh)
     inputs = (where, rows, sharding.groups_sharding(built.mesh)) if replay else (where, rows)
     return jax.jit(step, in_shardings=inputs, out_shardings=(where, whole, whole), donate_argnums=0)
 
@@ -202,5 +203,5 @@ def make_eval_step(
         return sums_of(built, state.parameters, batch, Setting(jax.random.key(0), state.routing, state.step), mode)
 
     where = jax.tree.map(lambda x: x.sharding, state)
-    rows, whole = sharding.batch_sharding(built.mesh), sharding.replicated(built.mesh)
+    rows, whole = batches.shardings(built.mesh), sharding.replicated(built.mesh)
     return jax.jit(step, in_shardings=(where, rows), out_shardings=whole)

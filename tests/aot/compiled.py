@@ -16,11 +16,11 @@ from jax.experimental import topologies
 from moejax import config, mesh, sharding
 from moejax.bench import collectives
 from moejax.kernels.grouped_mlp import Weights
-from moejax.moe import layer, noise
+from moejax.moe import inputs, layer, noise
 from moejax.moe.routers import ROUTERS
 
 D, F, T, EACH = 256, 384, 128, 2
-"""Width, hidden width, positions of a row, rows of a device; no two alike, so that a shape says what an array is."""
+"""Width, hidden width, positions of a row, rows of a batch shard; no two alike, so that a shape says what an array is."""
 
 
 def arguments(moe, on):
@@ -29,17 +29,19 @@ def arguments(moe, on):
     def of(shape, dtype, *names):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(on, sharding.spec(*names)))
 
-    rows, E = EACH * on.size, moe.num_experts
-    x = of((rows, T, D), jnp.bfloat16, "batch", None, None)
+    rows, E = EACH * sharding.shards(on, "batch"), moe.num_experts
+    x = of((rows, T, D), jnp.bfloat16, "batch", "position", None)
     flags, ids = of((rows, T), jnp.bool_, "batch", None), of((rows, T), jnp.int32, "batch", None)
     weights = Weights(
-        of((E, D, 2, F), jnp.float32, "expert", "expert_storage", None, "expert_hidden"),
-        of((E, F, D), jnp.float32, "expert", "expert_hidden_storage", None),
+        *(
+            of(shape, jnp.float32, *dims)
+            for shape, dims in zip(((E, D, 2, F), (E, F, D)), sharding.LAYOUTS[moe.tensor].weights, strict=True)
+        )
     )
     heads = {
         name: of((D, columns), jnp.float32, None, None) for name, columns in ROUTERS[moe.router].heads(moe).items()
     }
-    tokens = layer.Tokens(flags, ids, of((rows,), jnp.int32, "batch"), ids)
+    tokens = inputs.Tokens(flags, ids, of((rows,), jnp.int32, "batch"), ids)
     return x, layer.Parameters(heads, (weights,), None), tokens, of((), jnp.int32)
 
 
@@ -50,8 +52,10 @@ def compiled(case):
     moe = config.MoE(**case["moe"])
 
     def loss(x, parameters, tokens, step):
-        moment = layer.Moment(noise.step_key(0, step), jnp.int32(0), step)
-        result = layer.sparse_layer(x, x, tokens, parameters, {}, moment, moe, layer.Mode(True, moe.capacity_factor))
+        moment = inputs.Moment(noise.step_key(0, step), jnp.int32(0), step)
+        result = layer.sparse_layer(
+            x, None, tokens, parameters, {}, moment, moe, inputs.Mode(True, moe.capacity_factor)
+        )
         return jnp.sum(jnp.square(result.routed.astype(jnp.float32)))
 
     with jax.set_mesh(on):

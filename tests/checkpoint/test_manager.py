@@ -12,9 +12,9 @@ from moejax.checkpoint.manager import Checkpoints, flatten, unflatten
 
 OPTIONS = {
     "model.pattern": ("attention+dense", "attention+sparse"), "model.moe.shared_hidden": 8, "model.moe.sign_bias": 0.1,
-    "model.moe.load_balance_overflow": 0.1, "train.clip_spike": 3.0,
+    "model.kv_heads": 2, "model.moe.load_balance_overflow": 0.1, "train.clip_spike": 3.0,
 }  # fmt: skip
-MESHES = [{"fsdp": 2, "expert": 2}, {}, {"expert": 4}, {"data": 2, "fsdp": 4}]
+MESHES = [{"fsdp": 2, "expert": 2}, {}, {"expert": 2, "tensor": 2, "context": 2}, {"data": 2, "fsdp": 4}]
 
 
 def begin(sizes):

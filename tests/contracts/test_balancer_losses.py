@@ -12,7 +12,7 @@ from contracts import balanced
 
 from moejax import config, sharding
 from moejax.kernels.grouped_mlp import Weights
-from moejax.moe import balancers, layer, noise
+from moejax.moe import balancers, inputs, layer, noise
 from moejax.moe.balancers import BALANCERS
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -141,13 +141,13 @@ def test_orthogonality_of_a_layer(mesh_of, transport):
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     x, router, up, down = draw(2, 6, 4), draw(4, 4), draw(4, 4, 2, 3), draw(4, 3, 4)
     valid, ids = rng.random((2, 6)) < 0.8, np.zeros((2, 6), np.int32)
-    mode = layer.Mode(True, moe.capacity_factor, record=True)
+    mode = inputs.Mode(True, moe.capacity_factor, record=True)
 
     def run(x, valid, ids, rows, router, up, down):
-        tokens = layer.Tokens(valid, ids, rows, ids)
-        moment = layer.Moment(noise.step_key(0, jnp.int32(0)), jnp.int32(0), jnp.int32(0))
+        tokens = inputs.Tokens(valid, ids, rows, ids)
+        moment = inputs.Moment(noise.step_key(0, jnp.int32(0)), jnp.int32(0), jnp.int32(0))
         parameters = layer.Parameters({"logits": router}, (Weights(up, down),))
-        result = layer.sparse_layer(x, x, tokens, parameters, {}, moment, moe, mode)
+        result = layer.sparse_layer(x, None, tokens, parameters, {}, moment, moe, mode)
         return result.sums, result.recorded
 
     names = [("batch", None, None), ("batch", None), ("batch", None), ("batch",), ()]

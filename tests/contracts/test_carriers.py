@@ -11,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 
-from moejax import arrays, sharding
+from moejax import arrays, collectives, sharding
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import widths
 from moejax.moe.routers import ROUTERS
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 E, GROUPS, TOKENS, WIDTH, SHARDS = cases.E, 8, battery.SIZE, 4, 4
 ENTRIES = TOKENS * E
 """Of an assignment: as many as any router makes; what it does not need goes nowhere."""
-PLAN = Plan(E, TOKENS, SHARDS, TOKENS, buffer=0.5, classes=2)
+PLAN = Plan(E, TOKENS, SHARDS, TOKENS, ("expert",), buffer=0.5, classes=2)
 """With room for half a fair share, so that an exchange takes several rounds."""
 HIDDEN = (3, 5)
 
@@ -98,7 +98,7 @@ def compiled(mesh, name, poisoned, with_experts):
     carrier = TRANSPORTS[name]
 
     def body(a, x, w):
-        w = jax.tree.map(sharding.vary, w)
+        w = jax.tree.map(lambda a: collectives.vary(a, sharding.BATCH_AXES), w)
         route = carrier.route(widths.physical(a, PLAN), PLAN)
         rows = carrier.dispatch(route, x)
         rows = poison_source(route, rows) if poisoned else rows

@@ -9,7 +9,7 @@ import pytest
 
 from moejax import config, sharding
 from moejax.kernels.grouped_mlp import Weights
-from moejax.moe import balancers, layer
+from moejax.moe import balancers, inputs, layer
 
 pytestmark = [pytest.mark.usefixtures("strict_dtypes"), pytest.mark.slow]
 
@@ -22,7 +22,7 @@ def arguments(mesh):
         return jax.ShapeDtypeStruct(dims, dtype, sharding=jax.NamedSharding(mesh, sharding.spec(*names)))
 
     rows = functools.partial(shape, (B, T))
-    tokens = layer.Tokens(
+    tokens = inputs.Tokens(
         rows(bool, "batch", None), rows(jnp.int32, "batch", None), shape((B,), jnp.int32, "batch"),
         rows(jnp.int32, "batch", None),
     )  # fmt: skip
@@ -39,8 +39,10 @@ def cost(mesh, moe, watched):
     """(FLOPs, bytes) of the layer with its gradients, returning its sums or, without them, computing only what losses need."""
 
     def value(parameters, x, tokens, dy):
-        moment = layer.Moment(jax.random.key(0), jnp.int32(0), jnp.int32(0))
-        result = layer.sparse_layer(x, x, tokens, parameters, {}, moment, moe, layer.Mode(True, moe.capacity_factor))
+        moment = inputs.Moment(jax.random.key(0), jnp.int32(0), jnp.int32(0))
+        result = layer.sparse_layer(
+            x, None, tokens, parameters, {}, moment, moe, inputs.Mode(True, moe.capacity_factor)
+        )
         sums = jax.tree.map(lambda s: jnp.sum(s, axis=0, dtype=s.dtype)[None], result.sums)
         aux = sum(jnp.sum(w * v) for v, w in balancers.losses(sums, {}, moe).values())
         return jnp.sum(result.routed.astype(jnp.float32) * dy) + aux, sums

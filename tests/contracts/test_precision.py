@@ -11,7 +11,7 @@ import pytest
 
 from moejax import config
 from moejax.moe import layer, noise, routers
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.moe.routers import ROUTERS
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -54,7 +54,7 @@ def test_b09_routing_is_fp32_under_bf16(mesh_of, router):
     mesh = mesh_of()
     with jax.set_mesh(mesh):
         trace = jax.make_jaxpr(jax.grad(step, has_aux=True), return_shape=True)
-        program, ((_, _, gradient), (y, sums, _)) = trace(*harness.put(p, mesh))
+        program, ((_, _, gradient), (y, sums, _)) = trace(*harness.put(p, mesh, moe))
     every = list(equations(program.jaxpr))
     heads = {w.shape for w in p.heads.values()}
     of_router = heads | {shape[::-1] for shape in heads}

@@ -9,7 +9,7 @@ import pytest
 
 from moejax.arrays import NOWHERE
 from moejax.moe import replay
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.moe.records import Routed
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")

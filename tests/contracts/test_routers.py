@@ -12,7 +12,7 @@ import pytest
 
 from moejax import config
 from moejax.moe import layer, places, routers
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.moe.routers import ROUTERS, top_k
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")

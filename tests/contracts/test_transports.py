@@ -9,7 +9,7 @@ import pytest
 
 from moejax.kernels.grouped_matmul import BACKENDS
 from moejax.moe import layer
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.moe.routers import ROUTERS
 from moejax.moe.transport import TRANSPORTS
 

@@ -11,10 +11,10 @@ import pytest
 
 from moejax.bench import collectives
 from moejax.moe import assignment
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.moe.places import ORDERS
 from moejax.moe.routers import ROUTERS
-from moejax.moe.transport import TRANSPORTS
+from moejax.moe.transport import TRAFFIC, TRANSPORTS
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -25,9 +25,14 @@ MESHES = [
     {"fsdp": 4},
     {"expert": 8},
     {"fsdp": 2, "expert": 4},
+    {"context": 8},
+    {"tensor": 4, "fsdp": 2},
     {"data": 2, "fsdp": 2, "expert": 2},
+    {"expert": 2, "tensor": 2, "context": 2},
+    {"expert": 2, "tensor": 2, "context": 2, "layout": "experts"},
 ]
-CUBE = MESHES[-1]
+"""Devices along each axis, and by `layout` what `tensor` cuts."""
+CUBE, CROSS, FOLDED = MESHES[-3:]
 TIGHT = Mode(True, 0.75)
 DEMANDING = {
     "num_experts": E, "hidden_classes": (12, 20), "zero_experts": ("identity", "constant"), "zero_share": 0.2, "router_dropout": 0.1,
@@ -40,6 +45,12 @@ def name(mesh):
     if isinstance(mesh, str):
         return mesh
     return " ".join(f"{axis}={size}" for axis, size in mesh.items()) or "one"
+
+
+def laid(mesh_of, sizes):
+    """The mesh, and the option that says what `tensor` cuts."""
+    axes = {axis: size for axis, size in sizes.items() if axis != "layout"}
+    return mesh_of(**axes), {"tensor": sizes.get("layout", "hidden")}
 
 
 def options(transport, **more):
@@ -62,14 +73,15 @@ def soaked(values, daily):
 
 
 def everywhere(sizes, transport):
-    """All axes at once, and the expert axis alone. One device is in contracts/."""
-    return sizes in (CUBE, {"expert": 8})
+    """All axes, three at a time, and the expert axis alone. One device is in contracts/."""
+    return sizes in (CUBE, CROSS, FOLDED, {"expert": 8})
 
 
 @pytest.mark.parametrize(("sizes", "transport"), soaked(itertools.product(MESHES, TRANSPORTS), everywhere))
 def test_b01_b13_the_mesh_changes_nothing(mesh_of, sizes, transport):
     """Sums, outputs, gradients of x, router, experts and constants equal the oracle's, on batches of 8, 3, 2, 1 and no rows."""
-    mesh, moe = mesh_of(**sizes), options(transport)
+    mesh, layout = laid(mesh_of, sizes)
+    moe = options(transport, **layout)
     for rows in (8, 3, 2, 1, 0):
         p = rows_first(problem(moe), rows)
         actual = harness.run(p, mesh, moe, TIGHT)
@@ -79,27 +91,38 @@ def test_b01_b13_the_mesh_changes_nothing(mesh_of, sizes, transport):
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_b01_every_router_on_a_sharded_mesh(mesh_of, router):
-    """Each one's demanding case, with its state, its noise and its second head, over data, fsdp and experts at once."""
+    """Each one's demanding case, with its state, its noise and its second head, over fsdp, experts and positions at once."""
     moe = cases.configure(cases.first(router), transport="einsum")
     p, mode = harness.problem(moe, seed=3, rows=ROWS), Mode(True, moe.capacity_factor)
-    harness.same(harness.run(p, mesh_of(**CUBE), moe, mode), harness.expected(p, moe, mode))
+    harness.same(harness.run(p, mesh_of(fsdp=2, expert=2, context=2), moe, mode), harness.expected(p, moe, mode))
+
+
+WINDOWS = {"group_window": 4, "jitter": 0.1, "load_balance_scope": "sequence", "transport": "scatter"}
+PAIRS = {"group_rows": 2, "jitter": 0.1, "load_balance_scope": "group", "transport": "ragged"}
 
 
 @pytest.mark.parametrize(
-    ("case", "more"),
+    ("case", "more", "sizes"),
     [
-        ("soft", {"hidden_classes": (4, 6)}),
-        ("topk-plain", {"group_window": 4, "jitter": 0.1, "load_balance_scope": "sequence", "transport": "scatter"}),
+        ("soft", {"hidden_classes": (4, 6)}, CUBE),
+        ("soft", {"hidden_classes": (4, 8)}, {"fsdp": 2, "expert": 2, "context": 2}),
+        ("topk-plain", WINDOWS, CUBE),
+        ("topk-plain", WINDOWS, {"expert": 2, "tensor": 2, "context": 2}),
+        ("topk-plain", PAIRS, FOLDED),
+        ("expert_choice", {"group_rows": 2, "transport": "ragged"}, CROSS),
     ],
 )  # fmt: skip
-def test_b01_what_only_a_mesh_can_break(mesh_of, case, more):
-    """Soft slots of two widths; and the sums that balancers add, parts and cosines, as on one device."""
-    moe = cases.configure(case, **more)
+def test_b01_what_only_a_mesh_can_break(mesh_of, case, more, sizes):
+    """Soft slots of two widths; windows and groups of rows whose positions lie on several devices; and the sums that balancers add,
+    parts and cosines, as on one device."""
+    mesh, layout = laid(mesh_of, sizes)
+    moe = cases.configure(case, **more, **layout)
     p, mode = harness.problem(moe, seed=3, rows=ROWS), Mode(True, moe.capacity_factor)
-    actual = harness.run(p, mesh_of(**CUBE), moe, mode)
+    actual = harness.run(p, mesh, moe, mode)
     harness.same(actual, harness.expected(p, moe, mode))
     if moe.orthogonality:
         alone = harness.forward(p, mesh_of(), moe, mode)[1]
+        alone = {key: value for key, value in alone.items() if key not in TRAFFIC}
         assert set(alone) == set(actual.sums) and actual.sums["pairs"] > 0
         for key, value in alone.items():
             harness.close(actual.sums[key], value, 1e-5, key)
@@ -212,13 +235,14 @@ def product():
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("sizes", [{"expert": 8}, {"fsdp": 2, "expert": 4}, CUBE], ids=name)
+@pytest.mark.parametrize("sizes", [{"expert": 8}, {"fsdp": 2, "expert": 4}, CUBE, CROSS, FOLDED], ids=name)
 @pytest.mark.parametrize(
     ("router", "more"), list(product()), ids=lambda v: str(v) if isinstance(v, str) else str(list(v.values()))
 )
 def test_b01_every_pair_on_every_mesh(mesh_of, sizes, router, more):
-    moe = cases.configure(cases.first(router), **more)
+    mesh, layout = laid(mesh_of, sizes)
+    moe = cases.configure(cases.first(router), **more, **layout)
     p, mode = harness.problem(moe, seed=3, rows=ROWS), Mode(True, moe.capacity_factor)
-    harness.same(harness.run(p, mesh_of(**sizes), moe, mode), harness.expected(p, moe, mode))
+    harness.same(harness.run(p, mesh, moe, mode), harness.expected(p, moe, mode))
     harness._COMPILED.clear()  # hundreds of programs, each used once
     jax.clear_caches()

@@ -36,7 +36,7 @@ def short(path):
 
 @pytest.fixture(scope="module")
 def built():
-    cfg = small.configure(**EVERYTHING, **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.expert": 2})
+    cfg = small.configure(**EVERYTHING, **{"mesh.fsdp": 2, "mesh.expert": 2, "mesh.tensor": 2, "model.kv_heads": 2})
     on = mesh.make(cfg.mesh, jax.devices()[:8])
     with jax.set_mesh(on):
         return state.build(cfg, on)

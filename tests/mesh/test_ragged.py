@@ -10,7 +10,7 @@ import pytest
 from moejax import config
 from moejax.errors import ConfigError
 from moejax.moe import transport
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.moe.routers import ROUTERS
 from moejax.moe.transport.plan import Plan
 from moejax.moe.transport.ragged import slots
@@ -41,7 +41,7 @@ def test_rows_and_rounds_are_those_of_the_assignment(mesh_of, buffer):
         actual = harness.run(q, mesh, moe, DROPLESS)
         harness.same(actual, harness.expected(q, moe, DROPLESS))
         elsewhere, most, rows = traffic(q, mesh, moe, 8)
-        fits = slots(Plan(moe.num_experts, 1, 8, 8, buffer=buffer), rows)
+        fits = slots(Plan(moe.num_experts, 1, 8, 8, ("expert",), buffer=buffer), rows)
         assert actual.traffic["rows_sent"] == elsewhere > 0
         assert actual.traffic["exchanges"] == 8
         assert actual.traffic["rounds"] == 8 * -(-most // fits)

@@ -9,7 +9,7 @@ from train import small
 
 from moejax.models.decoder import by_kind, of_layers
 from moejax.moe import noise
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.train import state
 
 SPARSE = {

@@ -68,7 +68,9 @@ def arrays(seed: int, rows: int = B, positions: int = T) -> dict[str, np.ndarray
 
 
 def place(host: dict[str, np.ndarray], on: jax.sharding.Mesh) -> Batch:
-    return Batch(**{name: jax.device_put(value, sharding.batch_sharding(on)) for name, value in host.items()})
+    return Batch(
+        **{name: jax.device_put(value, sharding.batch_sharding(on, value.ndim)) for name, value in host.items()}
+    )
 
 
 class Run(NamedTuple):

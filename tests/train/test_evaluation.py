@@ -10,7 +10,7 @@ from train import small
 
 from moejax.data.pipeline import Rows
 from moejax.moe import noise
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.train.evaluate import Evaluator
 
 TIGHT = {"model.moe.capacity_factor": 0.5}

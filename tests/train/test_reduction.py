@@ -1,5 +1,6 @@
 """Sums leave a step reduced over the mesh, in one reduction for each type of number (B18)."""
 
+import functools
 import re
 
 import jax
@@ -8,12 +9,16 @@ import numpy as np
 from train import small
 
 from moejax import sharding
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.train import losses, step
 
 SIZES = {"data": 2, "fsdp": 2, "expert": 2}
 ALONE = small.COMPILER | {"xla_disable_hlo_passes": "cpu-all-reduce-combiner,all-reduce-combiner"}
 """Compiler options under which reductions stay as they were written."""
+LAYOUT = sharding.LAYOUTS["hidden"]
+TOKEN_SUMS, BY_SHARD, REDUCED = (
+    functools.partial(f, layout=LAYOUT) for f in (losses.token_sums, losses.by_shard, losses.reduced)
+)
 
 
 def reductions(compiled):
@@ -25,7 +30,7 @@ def test_token_sums_leave_out_invalid_tokens(mesh_of):
     """B2: what is not valid counts nowhere, even where it is NaN."""
     valid = np.array([[True, False, True]])
     with jax.set_mesh(mesh_of()):
-        sums = small.quick_jit(losses.token_sums)(jnp.array([[1.0, np.nan, 2.0]]), jnp.asarray(valid))
+        sums = small.quick_jit(TOKEN_SUMS)(jnp.array([[1.0, np.nan, 2.0]]), jnp.asarray(valid))
     assert float(sums["nats"][0]) == 3.0 and int(sums["targets"][0]) == 2 and sums["targets"].dtype == np.int32
 
 
@@ -36,7 +41,7 @@ def test_sums_by_shard_move_nothing(mesh_of):
         x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         placed = jax.device_put(x, sharding.batch_sharding(mesh))
         with jax.set_mesh(mesh):
-            compiled = small.quick_jit(losses.by_shard).lower(placed).compile()
+            compiled = small.quick_jit(BY_SHARD).lower(placed).compile()
             small.close(compiled(placed), x.reshape(8, -1, *shape[1:]).sum(axis=(1, 2)), 1e-6)
         assert not re.search(r"all-|collective", compiled.as_text())
 
@@ -50,9 +55,10 @@ def test_reduced_is_a_sum(mesh_of):
         "e": rng.integers(0, 9, (8, 2, 1, 2)).astype(np.int32),
         "f": np.zeros((8, 0), np.int32),
     }
-    placed = jax.tree.map(lambda x: jax.device_put(x, sharding.batch_sharding(mesh)), tree)
+    shards = jax.NamedSharding(mesh, sharding.spec("shard"))
+    placed = jax.tree.map(lambda x: jax.device_put(x, shards), tree)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(losses.reduced, compiler_options=ALONE).lower(placed).compile()
+        compiled = jax.jit(REDUCED, compiler_options=ALONE).lower(placed).compile()
         found = compiled(placed)
     wanted = jax.tree.map(lambda x: x.sum(axis=0, dtype=x.dtype), tree)
     small.close(found, wanted, 1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from train import replayed, small
 
-from moejax.moe.layer import Mode
+from moejax.moe.inputs import Mode
 from moejax.train import metrics, step
 
 BASE = {

@@ -13,7 +13,7 @@ from moejax.train import losses, step
 
 HARD = {
     "model.moe.router": "gshard", "model.moe.jitter": 0.1, "model.moe.transport": "scatter", "model.moe.capacity_factor": 1.0,
-    "model.moe.load_balance": 1.0, "model.moe.router_z": 0.1, "train.clip_norm": 0.5, "train.epsilon": 1e-2,
+    "model.moe.load_balance": 1.0, "model.moe.router_z": 0.1, "train.clip_norm": 0.5, "train.epsilon": 1e-2, "model.kv_heads": 2,
 }  # fmt: skip
 """Noise, drops, clipping, and coefficients so large that an error in the aux losses shows. A large epsilon keeps AdamW from
 turning the rounding of a zero gradient into a full update."""
@@ -37,6 +37,7 @@ KINDS = {
         "model.moe.router": "switch", "model.moe.top_k": 1, "model.moe.hidden_classes": (8, 16), "model.moe.latent": 8,
         "model.moe.shared_hidden": 8, "model.moe.shared_gate": True, "model.moe.zero_experts": ("identity", "constant"),
         "model.moe.zero_share": 0.2, "model.moe.load_balance_overflow": 0.02, "model.moe.transport": "gather",
+        "model.moe.tensor": "experts",
     },
     "ragged": {
         "model.moe.router": "topk", "model.moe.transport": "ragged", "model.moe.receive_buffer": 0.5, "model.moe.hidden_classes": (8, 16),
@@ -44,6 +45,7 @@ KINDS = {
 }  # fmt: skip
 """What keeps state, reroutes and draws; a layer of every part; an exchange of several rounds. Together with HARD."""
 
+CROSS = {"expert": 2, "tensor": 2, "context": 2}
 CASES = [
     pytest.param({"data": 2}, 4, 1, marks=pytest.mark.slow),
     pytest.param({"fsdp": 2, "expert": 2}, 1, 1, marks=pytest.mark.slow),
@@ -52,9 +54,16 @@ CASES = [
     ({}, 2, 1),
     pytest.param({}, 4, 2, marks=pytest.mark.slow),
     pytest.param({"fsdp": 2, "expert": 2}, 1, 2, marks=pytest.mark.slow),
+    pytest.param(CROSS, 2, 2, marks=pytest.mark.slow),
 ]
-SPREAD = [({"fsdp": 2, "expert": 2}, 2), ({"data": 2, "fsdp": 2, "expert": 2}, 1), ({"expert": 4}, 2), ({"data": 2}, 4)]
-QUICK = {("ragged", 0)}
+SPREAD = [
+    (CROSS, 2),
+    ({"data": 2, "fsdp": 2, "expert": 2}, 1),
+    ({"fsdp": 2, "expert": 2}, 2),
+    ({"expert": 4}, 2),
+    ({"data": 2}, 4),
+]
+QUICK = {("ragged", 2)}
 KIND_CASES = [
     pytest.param(*how, kind, marks=[] if (kind, i) in QUICK else pytest.mark.slow if i < 2 else pytest.mark.soak)
     for kind in KINDS
@@ -102,7 +111,7 @@ def test_b01_b16_of_every_kind(sizes, microbatches, kind):
 
 def test_b17_replicas_are_bit_equal():
     """B17: after ten steps every device that holds the same piece of an array holds the same bits."""
-    run = small.build(hard({"fsdp": 2, "expert": 2}, 2, **KINDS["sign"]))
+    run = small.build(hard({"fsdp": 2, "tensor": 2, "context": 2}, 2, **KINDS["sign"]))
     now = jax.tree.map(lambda x: x.copy(), run.start)
     with jax.set_mesh(run.built.mesh):
         for i in range(10):
@@ -143,7 +152,7 @@ def test_b02_nothing_valid():
 def test_b12_the_logged_loss_is_the_differentiated_one(microbatches, options):
     """B12: the slope of the logged train/loss along the gradient of the router, and of the rest, is that gradient's norm. Steps
     are so small that no choice flips, so large that the loss's float32 rounding is 0.05 % of them, and two cancel the curvature."""
-    cfg = hard(microbatches=microbatches, **options)
+    cfg = hard(microbatches=microbatches, **{"model.kv_heads": 1} | options)
     base = small.trace(cfg, BATCHES[:1])
     start = small.on_host(small.build(cfg).start.parameters)
     is_router = lambda path: "router" in jax.tree_util.keystr(path)  # noqa: E731

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from moejax.kernels.grouped_matmul import blocks
 from moejax.kernels.grouped_matmul.blocks import add_to, overhang, put_rows, rows_at, zeros
-from moejax.kernels.grouped_mlp.weights import Weights, flat, swiglu, swiglu_gradient
+from moejax.kernels.grouped_mlp.weights import Weights, flat, pair, swiglu, swiglu_gradient
 
 F32 = jnp.float32
 
@@ -42,7 +42,7 @@ def _forward(x: Array, row_index: Array, group_sizes: Array, weights: Weights, c
         group, row, _ = work.locate(t)
         x_block = x[rows_at(index, row, size)]
         h_block = jnp.dot(x_block, gate_up[group], preferred_element_type=F32).astype(x.dtype)
-        y_block = jnp.dot(swiglu(h_block, clamp), weights.down[group], preferred_element_type=F32)
+        y_block = jnp.dot(swiglu(pair(h_block), clamp), weights.down[group], preferred_element_type=F32)
         return put_rows(y, y_block, row), put_rows(h, h_block, row)
 
     start = zeros(x, rows + size, x.shape[1]), zeros(x, rows + size, gate_up.shape[2])
@@ -64,8 +64,8 @@ def _backward(clamp: float | None, residuals, dy: Array):
         dy_block = jnp.where(mine, rows_at(dy, row, size), 0)
         h_block = jnp.where(mine, rows_at(h, row, size), 0)
         da_block = jnp.dot(dy_block, weights.down[group].T, preferred_element_type=F32).astype(x.dtype)
-        a_block: Array = swiglu(h_block, clamp)  # pyright: ignore[reportAssignmentType]
-        dh_block = swiglu_gradient(h_block, da_block, clamp)
+        a_block: Array = swiglu(pair(h_block), clamp)  # pyright: ignore[reportAssignmentType]
+        dh_block = swiglu_gradient(pair(h_block), da_block, clamp).reshape(h_block.shape)
         dx_block = jnp.dot(dh_block, gate_up[group].T, preferred_element_type=F32)
         d_gate_up = add_to(d_gate_up, jnp.dot(x_block.T, dh_block, preferred_element_type=F32), group)
         d_down = add_to(d_down, jnp.dot(a_block.T, dy_block, preferred_element_type=F32), group)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moejax.kernels.grouped_matmul import grouped_matmul
-from moejax.kernels.grouped_mlp.weights import Weights, flat, swiglu
+from moejax.kernels.grouped_mlp.weights import Weights, flat, pair, swiglu
 
 
 def grouped_mlp(
@@ -21,5 +21,5 @@ def grouped_mlp(
     live = jnp.arange(row_index.shape[0])[:, None] < jnp.sum(group_sizes)
     rows = jnp.where(live, x[row_index], 0)
     h = grouped_matmul(rows, flat(weights.gate_up), group_sizes, impl=impl)
-    a = jnp.where(live, swiglu(h, clamp), 0)
+    a = jnp.where(live, swiglu(pair(h), clamp), 0)
     return grouped_matmul(a, weights.down, group_sizes, impl=impl)

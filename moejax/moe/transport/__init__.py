@@ -16,8 +16,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from moejax import config
+from moejax import collectives, config
 from moejax.arrays import Stats
+from moejax.collectives import Axes
 from moejax.errors import ConfigError
 from moejax.moe.routers.api import Router
 from moejax.moe.transport import einsum, exchange, gather, ragged, scatter, soft
@@ -92,7 +93,14 @@ def check(moe: config.MoE, kind: Router) -> None:
         )
 
 
-def of(moe: config.MoE, kind: Router, factor: float | None) -> Transport:
-    """The config's transport, the dropless one where there is no capacity, or that of soft assignments."""
+def of(moe: config.MoE, kind: Router, factor: float | None, width: Axes = ()) -> Transport:
+    """The config's transport, the dropless one where there is no capacity, or that of soft assignments.
+
+    Along the mesh axes `width` every expert is cut, so that what comes home is partial: it is summed by token."""
     chosen = SOFT if kind.soft else TRANSPORTS[moe.transport]
-    return chosen if factor is not None or chosen.dropless else TRANSPORTS[DROPLESS]
+    chosen = chosen if factor is not None or chosen.dropless else TRANSPORTS[DROPLESS]
+
+    def combine(route: Any, rows: Any) -> Any:
+        return collectives.total(chosen.combine(route, rows), width)
+
+    return dataclasses.replace(chosen, combine=combine)

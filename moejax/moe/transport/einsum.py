@@ -42,13 +42,13 @@ def regate(route: Route, gate: Float[Array, "G A"]) -> Route:
     return Route(dataclasses.replace(route.assignment, gate=gate), route.plan)
 
 
-def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG C D"]:
+def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG c D"]:
     """Each token to its slots by a matmul with zeros and ones."""
     mask = _one_hot(route, jnp.ones_like(route.assignment.gate, dtype=x.dtype))
-    return buffers.to_experts(jnp.einsum("gsec,gsd->egcd", mask, x), route.plan)
+    return buffers.to_experts(jnp.einsum("gsec,gsd->egcd", mask, x), route.plan, x.dtype)
 
 
-def combine(route: Route, rows: Float[Array, "L GG C D"]) -> Float[Array, "G S D"]:
+def combine(route: Route, rows: Float[Array, "L GG c D"]) -> Float[Array, "G S D"]:
     """The same matmul with gates, transposed, in fp32."""
     gates = _one_hot(route, route.assignment.gate)
     rows = buffers.to_groups(rows, route.plan).astype(jnp.float32)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moejax import sharding
+from moejax import collectives
 from moejax.arrays import Assignment, count
 from moejax.kernels.grouped_mlp import Weights
+from moejax.moe import pieces
 from moejax.moe.transport import local
 from moejax.moe.transport.local import Rows
 from moejax.moe.transport.plan import Plan
@@ -34,14 +35,15 @@ class Route(NamedTuple):
 
 def _all(x: Array, plan: Plan) -> Array:
     """x of every device of the expert axis, stacked on the leading dimension."""
-    return sharding.all_gather(x, plan.axis, axis=0)
+    return collectives.all_gather(x, plan.axis, axis=0)
 
 
 def route(assignment: Assignment, plan: Plan) -> Route:
     """Sorted by expert, then group, then slot: the rank needs no sort, because a slot is already a rank."""
-    every = jax.tree.map(lambda x: _all(x, plan), assignment)
+    mine = pieces.ranked(assignment, plan.experts) if plan.cut else assignment
+    every = jax.tree.map(lambda x: _all(x, plan), mine)
     groups = every.expert.shape[0]
-    here = every.expert - jax.lax.axis_index(plan.axis) * plan.local
+    here = every.expert - collectives.place(plan.axis) * plan.local
     sizes = count(jax.nn.one_hot(here, plan.local, dtype=bool) & every.kept[..., None], axis=1)
     totals = jnp.sum(sizes, axis=0, dtype=jnp.int32)
     first = jnp.cumsum(totals, dtype=jnp.int32) - totals
@@ -77,5 +79,5 @@ def combine(route: Route, rows: Float[Array, "R D"]) -> Float[Array, "G S D"]:
     mine = rows.at[route.row].get(mode="fill", fill_value=0).astype(jnp.float32)
     gated = mine * jnp.where(ours, route.gate, 0)[:, None]
     y = jnp.zeros_like(gated, shape=(route.groups * route.plan.tokens, rows.shape[-1])).at[route.token].add(gated)
-    own = sharding.psum_scatter(y, route.plan.axis)
+    own = collectives.psum_scatter(y, route.plan.axis)
     return own.reshape(-1, route.plan.tokens, rows.shape[-1])

@@ -6,30 +6,32 @@ import dataclasses
 
 import jax
 
-from moejax import sharding
+from moejax.collectives import Axes
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Static sizes. Experts lie in order: device i of the expert axis owns [i * local, (i + 1) * local)."""
+    """Static sizes. Experts lie in order: device i of the expert axes owns [i * local, (i + 1) * local)."""
 
     experts: int
     """E, routed experts of the layer."""
     capacity: int
     """C_max, slots per expert and group in a buffer."""
     shards: int
-    """Devices along the expert axis."""
+    """Devices along the expert axes."""
     tokens: int
-    """S, tokens of a group."""
+    """Tokens of a group on this device: S, or its piece of S."""
+    axis: Axes
+    """Mesh axes that experts lie along."""
+    cut: Axes = ()
+    """Mesh axes that a group's tokens lie along."""
     buffer: float = 1.25
     """Rows that a device can receive in one round of an exchange, as a multiple of its fair share."""
     exchange: str = "auto"
     """How rows are exchanged, a name in moejax.moe.transport.exchange.EXCHANGES, or auto."""
     classes: int = 1
     """Widths of experts; a device holds equally many of each, class by class."""
-
-    axis = sharding.EXPERT_AXIS
 
     @property
     def local(self) -> int:

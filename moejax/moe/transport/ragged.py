@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from moejax import sharding
+from moejax import collectives
 from moejax.arrays import Assignment, Stats, count
 from moejax.kernels.grouped_mlp import Weights
+from moejax.moe import pieces
 from moejax.moe.transport import exchange, local
 from moejax.moe.transport.local import Rows
 from moejax.moe.transport.plan import Plan
@@ -66,6 +67,7 @@ def slots(plan: Plan, rows: int) -> int:
 
 def route(assignment: Assignment, plan: Plan) -> Route:
     """Sorted by expert, then group, then slot: the rank needs no sort, because a slot is already a rank."""
+    assignment = pieces.ranked(assignment, plan.experts) if plan.cut else assignment
     sizes = count(jax.nn.one_hot(assignment.expert, plan.experts, dtype=bool) & assignment.kept[..., None], axis=1)
     totals = jnp.sum(sizes, axis=0, dtype=jnp.int32)
     first = jnp.cumsum(totals, dtype=jnp.int32) - totals
@@ -78,9 +80,9 @@ def route(assignment: Assignment, plan: Plan) -> Route:
     token = plan.tokens * jnp.arange(groups, dtype=jnp.int32)[:, None] + assignment.token
     source = jnp.zeros_like(row, shape=(rows,)).at[row.reshape(-1)].set(token.reshape(-1), mode="drop")
     sent = totals.reshape(plan.shards, plan.local)
-    received = sharding.all_to_all(sent, plan.axis, split=0, concat=0)
+    received = collectives.all_to_all(sent, plan.axis, split=0, concat=0)
     most = jnp.max(jnp.sum(sent, axis=1, dtype=jnp.int32))
-    rounds = sharding.everywhere_max(-(-most // slots(plan, rows)))
+    rounds = collectives.everywhere_max(-(-most // slots(plan, rows)))
     return Route(row, assignment.gate, assignment.token, source, sent, received, rounds, plan)
 
 
@@ -120,7 +122,7 @@ def combine(route: Route, rows: Float[Array, "N D"]) -> Float[Array, "G S D"]:
 
 def sums(route: Route) -> Stats:
     """Rows whose expert is on another device; rounds, and in how many exchanges. They depend on the mesh."""
-    elsewhere = jnp.arange(route.plan.shards, dtype=jnp.int32) != jax.lax.axis_index(route.plan.axis)
+    elsewhere = jnp.arange(route.plan.shards, dtype=jnp.int32) != collectives.place(route.plan.axis)
     sent = jnp.sum(jnp.where(elsewhere[:, None], route.sent, 0), dtype=jnp.int32)
     return {"rows_sent": sent, "rounds": route.rounds, "exchanges": jnp.ones_like(route.rounds)}
 
@@ -165,7 +167,7 @@ def _round(
     clamp: float | None,
 ) -> Float[Array, "N D"]:
     """What one round makes of this device's sorted rows; zero for those it does not move."""
-    w, swap = _window(t, route), exchange.pick(route.plan.exchange)
+    w, swap = _window(t, route), exchange.of(route.plan)
     send = x[route.source[w.source.reshape(-1)]].reshape(*w.source.shape, x.shape[-1])
     arrived = swap(send, w.sent, w.received).reshape(-1, x.shape[-1])
     y = local.experts(Rows(arrived, w.row_index), w.group_sizes, weights, impl, clamp)

@@ -31,7 +31,7 @@ def regate(route: Route, gate: Float[Array, "G A"]) -> Route:
     return Route(dataclasses.replace(route.assignment, gate=gate), route.plan)
 
 
-def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG C D"]:
+def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG c D"]:
     """Each token to its slots; slots nobody took are zero."""
     plan = route.plan
 
@@ -39,10 +39,10 @@ def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG C D"]
         empty = jnp.zeros_like(tokens, shape=(plan.experts, plan.capacity, tokens.shape[-1]))
         return empty.at[a.expert, a.slot].add(tokens[a.token], mode="drop")
 
-    return buffers.to_experts(jax.vmap(one, out_axes=1)(x, route.assignment), plan)
+    return buffers.to_experts(jax.vmap(one, out_axes=1)(x, route.assignment), plan, x.dtype)
 
 
-def combine(route: Route, rows: Float[Array, "L GG C D"]) -> Float[Array, "G S D"]:
+def combine(route: Route, rows: Float[Array, "L GG c D"]) -> Float[Array, "G S D"]:
     """Each kept assignment's row times its gate, summed by token."""
     plan, assignment = route.plan, route.assignment
     gate = jnp.where(assignment.kept, assignment.gate, 0)

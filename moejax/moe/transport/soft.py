@@ -29,13 +29,13 @@ def regate(route: Route, gate: Array) -> Route:
     raise TypeError("a SoftAssignment has no gates to replace")
 
 
-def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG C D"]:
+def dispatch(route: Route, x: Float[Array, "G S D"]) -> Float[Array, "L GG c D"]:
     """Every slot its mean of the tokens, in fp32, then in x's type."""
     slots = jnp.einsum("gsec,gsd->egcd", route.assignment.dispatch, x.astype(jnp.float32))
-    return buffers.to_experts(slots.astype(x.dtype), route.plan)
+    return buffers.to_experts(slots, route.plan, x.dtype)
 
 
-def combine(route: Route, rows: Float[Array, "L GG C D"]) -> Float[Array, "G S D"]:
+def combine(route: Route, rows: Float[Array, "L GG c D"]) -> Float[Array, "G S D"]:
     """Every token its mean of the slots, in fp32."""
     rows = buffers.to_groups(rows, route.plan).astype(jnp.float32)
     return jnp.einsum("gsec,egcd->gsd", route.assignment.combine, rows)
