@@ -112,6 +112,8 @@ class Train:
     """Optimiser steps."""
     seed: int = 0
     """Root of initialisation and routing noise."""
+    overlap: bool = True
+    """Ask the TPU compiler to run collectives under computation; its schedulers for that are experimental. Nothing elsewhere."""
     microbatches: int = 1
     """Parts of the global batch whose gradients are added before the update; divides batch."""
     learning_rate: float = 6e-3

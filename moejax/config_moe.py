@@ -80,6 +80,8 @@ class MoE:
     tensor: str = "hidden"
     """What the mesh axis tensor cuts in this layer, a name in moejax.sharding.LAYOUTS: hidden (the width of every expert) or experts
     (the set of experts, and with it positions; no expert is cut)."""
+    chunks: int = 1
+    """Parts that a device's groups are exchanged in: the exchange of one can run under the experts of another."""
     kernel: str = "auto"
     """Backend of the grouped matmul, a name in moejax.kernels.grouped_matmul.BACKENDS, or auto."""
     load_balance: float = 0.01

@@ -44,3 +44,20 @@ def strict_dtypes():
     """No implicit promotion between array types, in the library and in the test."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+MAPPINGS = pathlib.Path("/proc/self/maps")
+MOST_MAPPINGS = 40_000
+"""Linux gives a process 65,530; every compiled program holds some, and past the last one the compiler aborts."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """After a module, forgets compiled programs if there are too many: they are shared between modules until then."""
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_text().count("\n") > MOST_MAPPINGS:
+        for name, held in (("harness", "_COMPILED"), ("train.small", "_build")):
+            if name in sys.modules:
+                cache = getattr(sys.modules[name], held)
+                getattr(cache, "cache_clear", getattr(cache, "clear", None))()
+        jax.clear_caches()

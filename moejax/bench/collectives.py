@@ -8,7 +8,12 @@ from typing import NamedTuple
 
 KINDS = ("ragged-all-to-all", "all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
 LINE = re.compile(rf"^ *(?:ROOT )?%\S+ = (.*?) ({'|'.join(KINDS)})(?:-start)?\(.*", re.MULTILINE)
+START = re.compile(rf" *%(\S+) = .*? ({'|'.join(KINDS)})-start\(")
+DONE = re.compile(rf" *%\S+ = .*? (?:{'|'.join(KINDS)})-done\((?:.*? )?%([^\s),]+)\)")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+FUSION_BODY = re.compile(r"^%all-reduce-scatter\S* .*?^}$", re.MULTILINE | re.DOTALL)
+FUSED = re.compile(r"^( *%\S+) = (\S+) fusion\((?=.*calls=%all-reduce-scatter)", re.MULTILINE)
+"""How the TPU compiler may write a reduce-scatter: a fusion whose body sums and cuts."""
 NAME = re.compile(r'op_name="([^"]*)"')
 BITS = re.compile(r"\d+")
 
@@ -28,13 +33,42 @@ class Collective(NamedTuple):
 def of(text: str) -> list[Collective]:
     """Every collective of a program, once however often a loop turns."""
     found = []
-    for line in LINE.finditer(text):
+    for line in LINE.finditer(FUSED.sub(r"\1 = \2 reduce-scatter(", FUSION_BODY.sub("", text))):
         arrays = ARRAY.findall(line[1])
         shapes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in arrays)
         size = sum(_bits(dtype) * math.prod(shape) // 8 for (dtype, _), shape in zip(arrays, shapes, strict=True))
-        name = NAME.search(line[0])
-        found.append(Collective(line[2], arrays[0][0], shapes, size, name[1] if name else ""))
+        found.append(Collective(line[2], arrays[0][0], shapes, size, _name(line[0])))
     return found
+
+
+class Span(NamedTuple):
+    """A collective that starts and ends apart."""
+
+    kind: str
+    name: str
+    """Of the operation in the program."""
+    under: tuple[str, ...]
+    """Matrix products that the compiler has put between start and end, by their names in the program."""
+
+
+def spans(text: str) -> list[Span]:
+    """Every collective of a scheduled program that starts and ends apart, in the order in which they end."""
+    found, open_ = [], {}
+    for line in text.splitlines():
+        if end := DONE.match(line):
+            kind, name, under = open_.pop(end[1])
+            found.append(Span(kind, name, tuple(under)))
+        elif begin := START.match(line):
+            open_[begin[1]] = begin[2], _name(line), []
+        elif "dot_general" in _name(line):
+            for _, _, under in open_.values():
+                under.append(_name(line))
+    return found
+
+
+def _name(line: str) -> str:
+    name = NAME.search(line)
+    return name[1] if name else ""
 
 
 def _bits(dtype: str) -> int:

@@ -16,8 +16,9 @@ BLANK = {"tokens": PAD, "targets": PAD, "segments": 0, "valid": False, "labels":
 
 
 def padded_rows(cfg: config.Config, mesh: jax.sharding.Mesh, rows: int) -> int:
-    """`rows` raised to a multiple of batch shards * microbatches * rows of a group."""
-    unit = sharding.shards(mesh, "batch") * cfg.train.microbatches * cfg.model.moe.group_rows
+    """`rows` raised to a multiple of batch shards * microbatches * rows of a group * groups exchanged apart."""
+    moe = cfg.model.moe
+    unit = sharding.shards(mesh, "batch") * cfg.train.microbatches * moe.group_rows * moe.chunks
     return -(-rows // unit) * unit
 
 

@@ -95,7 +95,8 @@ class Sparse(nnx.Module):
         if result.local is not None:
             y = y + result.local
         if self.shared is not None:
-            y = y + self._of_shared(x)
+            with jax.named_scope("shared"):
+                y = y + self._of_shared(x)
         recorded = {} if result.recorded is None else {"recorded": result.recorded}
         return y, {"sums": result.sums, **recorded}
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moejax import config, sharding
+from moejax import compat, config, sharding
 from moejax.arrays import Batch
 from moejax.data import batches
 from moejax.models.decoder import Recordings, Routing
@@ -191,7 +191,8 @@ def make_train_step(
     where = jax.tree.map(lambda x: x.sharding, state)
     rows, whole = batches.shardings(built.mesh), sharding.replicated(built.mesh)
     inputs = (where, rows, sharding.groups_sharding(built.mesh)) if replay else (where, rows)
-    return jax.jit(step, in_shardings=inputs, out_shardings=(where, whole, whole), donate_argnums=0)
+    options = compat.overlapping(built.mesh.devices.flat[0].platform) if built.config.train.overlap else {}
+    return jax.jit(step, in_shardings=inputs, out_shardings=(where, whole, whole), donate_argnums=0, **options)
 
 
 def make_eval_step(

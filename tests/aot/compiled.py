@@ -45,10 +45,16 @@ def arguments(moe, on):
     return x, layer.Parameters(heads, (weights,), None), tokens, of((), jnp.int32)
 
 
+def mesh_of(case):
+    """The case's mesh, on one slice or several of its topology."""
+    slices = {"num_slices": case["slices"]} if "slices" in case else {}
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=case["topology"], **slices)
+    return mesh.make(config.Mesh(**case["mesh"]), topology.devices)
+
+
 def compiled(case):
     """Collectives forward, and forward and backward."""
-    sizes = config.Mesh(**case["mesh"])
-    on = mesh.make(sizes, topologies.get_topology_desc(platform="tpu", topology_name=case["topology"]).devices)
+    on = mesh_of(case)
     moe = config.MoE(**case["moe"])
 
     def loss(x, parameters, tokens, step):
@@ -63,6 +69,7 @@ def compiled(case):
         for name, step in (("forward", loss), ("both", jax.grad(loss, argnums=(0, 1)))):
             text = jax.jit(step).lower(*arguments(moe, on)).compile().as_text()
             found[name] = [[c.kind, c.dtype, c.shapes[0], c.name] for c in collectives.of(text)]
+    found["slices"] = [sorted({getattr(d, "slice_index", 0) for d in part.flat}) for part in on.devices]
     return found
 
 

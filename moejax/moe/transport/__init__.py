@@ -1,19 +1,8 @@
-"""Transports: how tokens reach their experts and come back. Same Assignment, same answer, on every mesh.
-
-Each is a few functions behind one name, called inside shard_map on one shard's groups:
-
-    route(assignment, plan) -> Route          permutation, counts and offsets; serves several arrays
-    dispatch(route, x [G,S,D]) -> rows        tokens to the devices that own their experts
-    experts(route, rows, weights, impl, clamp) -> rows
-    combine(route, rows) -> y [G,S,D]         sum of gate * row, back in token order, fp32
-    regate(route, gate [G,A]) -> Route        the same places with other gates
-    sums(route) -> Stats                      what the exchange took, in integers; it depends on the mesh (TRAFFIC)
-"""
+"""Transports: how tokens reach their experts and come back. Same Assignment, same answer, on every mesh. See api.py."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from moejax import collectives, config
@@ -22,19 +11,8 @@ from moejax.collectives import Axes
 from moejax.errors import ConfigError
 from moejax.moe.routers.api import Router
 from moejax.moe.transport import einsum, exchange, gather, ragged, scatter, soft
-
-
-@dataclasses.dataclass(frozen=True)
-class Transport:
-    route: Callable[..., Any]
-    dispatch: Callable[..., Any]
-    experts: Callable[..., Any]
-    combine: Callable[..., Any]
-    regate: Callable[..., Any]
-    sums: Callable[[Any], Stats]
-    dropless: bool
-    """Its memory does not grow with the capacity, so it can do without one."""
-
+from moejax.moe.transport.api import Transport
+from moejax.moe.transport.chunks import chunked
 
 TRAFFIC = frozenset({"rows_sent", "rounds", "exchanges"})
 """Sums that depend on the mesh."""
@@ -73,6 +51,8 @@ def check(moe: config.MoE, kind: Router) -> None:
         raise ConfigError(
             f"model.moe.receive_buffer={moe.receive_buffer}: a multiple of the fair share, above 0; set 1.25"
         )
+    if moe.chunks < 1:
+        raise ConfigError(f"model.moe.chunks={moe.chunks}: a number of exchanges, at least 1")
     exchange.check(moe)
     for name in ("receive_buffer", "exchange"):
         default = getattr(config.MoE, name)
@@ -99,6 +79,8 @@ def of(moe: config.MoE, kind: Router, factor: float | None, width: Axes = ()) ->
     Along the mesh axes `width` every expert is cut, so that what comes home is partial: it is summed by token."""
     chosen = SOFT if kind.soft else TRANSPORTS[moe.transport]
     chosen = chosen if factor is not None or chosen.dropless else TRANSPORTS[DROPLESS]
+
+    chosen = chosen if moe.chunks == 1 else chunked(chosen, moe.chunks)
 
     def combine(route: Any, rows: Any) -> Any:
         return collectives.total(chosen.combine(route, rows), width)
