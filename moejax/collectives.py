@@ -38,7 +38,7 @@ def vary_like(x: Array, other: Array) -> Array:
 
 
 def alike(x: Array, axes: Axes) -> Array:
-    """An integer array that is equal along these mesh axes, known to be so."""
+    """An array that is equal along these mesh axes, known to be so."""
     return jax.lax.pmax(x, axes)
 
 

@@ -46,8 +46,9 @@ def own(x: Array, pieces: Pieces, axis: int = 1) -> Array:
 
 
 def same(x: Array, pieces: Pieces) -> Array:
-    """Integers or masks that every device of a group found alike, known to be so."""
-    return collectives.alike(x.astype(jnp.int32), pieces.axes).astype(x.dtype)
+    """What every device of a group found alike, known to be so."""
+    number = x.astype(jnp.int32) if x.dtype == bool else x
+    return collectives.alike(number, pieces.axes).astype(x.dtype)
 
 
 def of_assignment(placed: Any, pieces: Pieces, moe: config.MoE, by_token: bool) -> Any:

@@ -19,7 +19,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["MaxNLocator", "TwoSlopeNorm", "drawing", "panels", "png", "style_of", "svg"]
+__all__ = ["MaxNLocator", "TwoSlopeNorm", "drawing", "grid", "panels", "png", "style_of", "svg"]
 
 INK = "#7f7e7d"
 """Text and lines: replaced by the page's own colour, this grey elsewhere; readable on white and on black."""
@@ -67,6 +67,14 @@ def panels(width: float, height: float, widths: Sequence[float]) -> Iterator[tup
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(1, len(widths), width_ratios=widths)
+
+
+@contextlib.contextmanager
+def grid(width: float, height: float, rows: int, columns: int) -> Iterator[tuple[Figure, Any]]:
+    """A figure with rows of equal axes."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def png(figure: Figure) -> bytes:

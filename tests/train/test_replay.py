@@ -155,7 +155,7 @@ def test_microbatches_take_their_groups(options, sizes):
     marked = np.stack([first, first + 100])[..., None].repeat(3, axis=2)
     host = small.arrays(0, rows)
     with jax.set_mesh(built.mesh):
-        placed = {"sparse": Recorded(*[jax.device_put(marked, sharding.groups_sharding(built.mesh))] * 6)}
+        placed = {"sparse": Recorded(*[jax.device_put(marked, sharding.groups_sharding(built.mesh))] * 7)}
         split = small.quick_jit(lambda r: step.split_recordings(r, cfg))(placed)
         joined = small.quick_jit(lambda r: step.join_recordings(r, cfg))(split)
         batches = small.quick_jit(lambda b: step.split_microbatches(b, 2, moe.group_rows))(
