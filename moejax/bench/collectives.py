@@ -28,6 +28,8 @@ class Collective(NamedTuple):
     """Of the result on one device; of operand and result where the operation is started apart."""
     name: str
     """Of the operation in the program; empty for the compiler's own."""
+    devices: int
+    """That exchange with one another; 0 where the program does not say."""
 
 
 def of(text: str) -> list[Collective]:
@@ -37,7 +39,7 @@ def of(text: str) -> list[Collective]:
         arrays = ARRAY.findall(line[1])
         shapes = tuple(tuple(int(n) for n in dims.split(",") if n) for _, dims in arrays)
         size = sum(_bits(dtype) * math.prod(shape) // 8 for (dtype, _), shape in zip(arrays, shapes, strict=True))
-        found.append(Collective(line[2], arrays[0][0], shapes, size, _name(line[0])))
+        found.append(Collective(line[2], arrays[0][0], shapes, size, _name(line[0]), _devices(line[0])))
     return found
 
 
@@ -69,6 +71,14 @@ def spans(text: str) -> list[Span]:
 def _name(line: str) -> str:
     name = NAME.search(line)
     return name[1] if name else ""
+
+
+def _devices(line: str) -> int:
+    """Of the first replica group, written as {{0,1},…}, as [groups,devices]<=…, or by mesh axes, which is not read."""
+    groups = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", line)
+    if groups is None:
+        return 0
+    return int(groups[2]) if groups[2] else groups[1].count(",") + 1
 
 
 def _bits(dtype: str) -> int:

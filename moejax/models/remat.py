@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 
 from moejax.errors import ConfigError
-from moejax.moe.names import ASSIGNMENT
+from moejax.moe.names import ASSIGNMENT, EXCHANGED
 
 _save = jax.checkpoint_policies
 _routing = _save.save_only_these_names(ASSIGNMENT)
@@ -15,9 +15,11 @@ _routing = _save.save_only_these_names(ASSIGNMENT)
 POLICIES: dict[str, Callable | None] = {
     "none": None,
     "selective": _save.save_from_both_policies(_save.dots_saveable, _routing),
+    "exchanged": _save.save_only_these_names(ASSIGNMENT, EXCHANGED),
     "full": _routing,
 }
-"""none saves everything; selective saves matmuls' results; full saves block inputs and the assignment alone."""
+"""none saves everything; selective saves matmuls' results; exchanged saves rows as they arrive, so that no exchange is repeated; full
+saves block inputs and the assignment alone."""
 
 
 def check(name: str) -> None:

@@ -25,6 +25,7 @@ from moejax.moe import (
     specialise,
     stats,
     transport,
+    visits,
     widths,
     zero_experts,
 )
@@ -171,7 +172,8 @@ def _on_shard(
     mine = pieces.of_assignment(placed, cut, moe, kind.token_choice)
     carried = collectives.vary(x if z is None else z, sharding.axes(layout.hidden))
     with jax.named_scope("dispatch"):
-        route = carrier.route(widths.physical(mine, plan), plan)
+        physical = widths.physical(mine, plan)
+        route = carrier.route(physical, plan)
         rows = carrier.dispatch(route, assignment.group(carried, moe))
     with jax.named_scope("experts"):
         experts = _local_weights(parameters.experts, carried.dtype, cut.axes)
@@ -179,6 +181,8 @@ def _on_shard(
     with jax.named_scope("combine"):
         y = assignment.ungroup(carrier.combine(route, rows).astype(x.dtype), moe, x.shape[1])
     sums |= carrier.sums(route)
+    if plan.shards > 1 and kind.token_choice and isinstance(mine, Assignment):
+        sums |= visits.sums(physical, plan)
     if moe.orthogonality:
         assert isinstance(mine, Assignment)
         sums |= specialise.sums(carrier, route, rows, mine.kept, plan.tokens)

@@ -7,6 +7,8 @@ from jaxtyping import Array
 
 ASSIGNMENT = "moe_assignment"
 """Integers and masks of routing: always saved, so that recompute never decides again."""
+EXCHANGED = "moe_exchanged"
+"""Rows as they arrive: saved, the backward pass exchanges nothing twice."""
 
 
 def keep(x: Array, name: str) -> Array:

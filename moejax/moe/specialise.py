@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from moejax import config
 from moejax.arrays import Stats
@@ -13,7 +15,7 @@ from moejax.moe.routers.api import Router
 from moejax.moe.transport import Transport
 
 
-def sums(carrier: Transport, route: object, rows: Array, kept: Bool[Array, "G A"], size: int) -> Stats:
+def sums(carrier: Transport, route: object, rows: Any, kept: Bool[Array, "G A"], size: int) -> Stats:
     """The output of every choice by itself, brought home one choice at a time over the same route; then their cosines.
 
     `kept` lies token by token, for groups of `size` tokens."""

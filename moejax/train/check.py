@@ -10,7 +10,7 @@ from moejax.data import tokenizer
 from moejax.errors import ConfigError
 from moejax.layers import kinds
 from moejax.models import decoder
-from moejax.moe import layer, widths
+from moejax.moe import layer, visits, widths
 from moejax.train import optimizer, recordings
 
 
@@ -35,6 +35,7 @@ def _check_experts(cfg: config.Config) -> None:
     of_class = moe.num_experts // len(classes)
     layout = sharding.LAYOUTS[moe.tensor]
     axes = sharding.axes(layout.expert)
+    visits.check(moe, _devices(cfg, axes), _product(cfg, axes))
     if of_class % _devices(cfg, axes):
         raise ConfigError(
             f"{_product(cfg, axes)} does not divide the {of_class} experts of each width (model.moe.num_experts="

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 from typing import Any
 
 import jax
 
-from moejax import config
+from moejax import config, sharding
 from moejax import mesh as meshes
 from moejax.data.pipeline import Rows
 from moejax.kernels.grouped_matmul import pick
 from moejax.layers import kinds
+from moejax.moe import visits
 from moejax.train import state
 
 PACKAGES = ("moejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -27,12 +29,29 @@ def line(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
         parts += [
             f"{moe.router} {moe.top_k} of {moe.num_experts}",
             capacity,
-            f"{moe.transport} transport over expert={cfg.mesh.expert}",
+            f"{moe.transport} transport over {_experts(cfg)}",
+            *_visits(cfg),
+            *([f"in {moe.chunks} chunks"] if moe.chunks > 1 else []),
             *([f"buffer {moe.receive_buffer:g}x"] if moe.transport == "ragged" else []),
             f"grouped_matmul={pick(moe.kernel)}",
         ]
     parts += [cfg.model.compute_dtype, f"remat {cfg.model.remat}", f"{cfg.train.microbatches} microbatch(es)"]
     return " · ".join(parts)
+
+
+def _experts(cfg: config.Config) -> str:
+    """`expert=4`, or `expert=4 tensor=2` where experts lie over both."""
+    axes = sharding.axes(sharding.LAYOUTS[cfg.model.moe.tensor].expert)
+    return " ".join(f"{a}={getattr(cfg.mesh, a)}" for a in axes if a == axes[0] or getattr(cfg.mesh, a) > 1)
+
+
+def _visits(cfg: config.Config) -> list[str]:
+    """What a limit on router groups says of devices."""
+    moe = cfg.model.moe
+    axes = sharding.axes(sharding.LAYOUTS[moe.tensor].expert)
+    devices = math.prod(getattr(cfg.mesh, axis) for axis in axes)
+    limited = devices > 1 and moe.router_groups > moe.router_groups_kept
+    return [f"a token visits at most {visits.bound(moe, devices)} of {devices} devices"] if limited else []
 
 
 def run(built: state.Built, now: state.TrainState, rows: Rows, heldout: Rows) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def of_routing(sums: Sums, moe: config.MoE) -> Numbers:
     drop_rate (and by cause), reroute_rate: share of requests. unserved: share of tokens that reach no expert.
     requests_per_token. load_max: largest load over its target. max_violation, gini: of requests, worst layer and mean.
     rows_sent: share of kept assignments whose expert is on another device; rounds of its exchange, the layer with the most.
+    devices_visited: of those that share the experts, by a token, mean and most.
     dead: experts without a token. entropy (nats), confidence, margin: means over tokens. logit_rms.
     """
     numbers: Numbers = {}
@@ -80,6 +81,10 @@ def of_routing(sums: Sums, moe: config.MoE) -> Numbers:
         if "rounds" in stats:
             numbers["moe/rows_sent"] = share("rows_sent", stats["load"].sum())
             numbers["moe/rounds"] = float((stats["rounds"] / np.maximum(stats["exchanges"], 1)).max())
+        if "visits" in stats:
+            visits = stats["visits"].sum(axis=0)
+            numbers["moe/devices_visited"] = float(visits @ np.arange(len(visits)) / max(tokens, 1))
+            numbers["moe/devices_visited_most"] = int(np.flatnonzero(visits).max(initial=0))
         if "mismatched" in stats:
             numbers["moe/mismatched"] = int(stats["mismatched"].sum())
     return numbers

@@ -16,6 +16,7 @@ from jax.experimental import topologies
 from moejax import config, mesh, sharding
 from moejax.bench import collectives
 from moejax.kernels.grouped_mlp import Weights
+from moejax.models import remat
 from moejax.moe import inputs, layer, noise
 from moejax.moe.routers import ROUTERS
 
@@ -57,18 +58,24 @@ def compiled(case):
     on = mesh_of(case)
     moe = config.MoE(**case["moe"])
 
-    def loss(x, parameters, tokens, step):
+    def routed(x, parameters, tokens, step):
         moment = inputs.Moment(noise.step_key(0, step), jnp.int32(0), step)
-        result = layer.sparse_layer(
-            x, None, tokens, parameters, {}, moment, moe, inputs.Mode(True, moe.capacity_factor)
-        )
-        return jnp.sum(jnp.square(result.routed.astype(jnp.float32)))
+        mode = inputs.Mode(True, moe.capacity_factor)
+        return layer.sparse_layer(x, None, tokens, parameters, {}, moment, moe, mode).routed
+
+    def loss(x, *others):
+        if "remat" in case:  # two layers under the policy, as the model has them
+            body = remat.wrap(lambda x, _: (x + routed(x, *others), None), case["remat"])
+            y = jax.lax.scan(body, x, None, length=2)[0]
+        else:
+            y = routed(x, *others)
+        return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
     with jax.set_mesh(on):
         found = {}
         for name, step in (("forward", loss), ("both", jax.grad(loss, argnums=(0, 1)))):
             text = jax.jit(step).lower(*arguments(moe, on)).compile().as_text()
-            found[name] = [[c.kind, c.dtype, c.shapes[0], c.name] for c in collectives.of(text)]
+            found[name] = [[c.kind, c.dtype, c.shapes[0], c.name, c.bytes, c.devices] for c in collectives.of(text)]
     found["slices"] = [sorted({getattr(d, "slice_index", 0) for d in part.flat}) for part in on.devices]
     return found
 

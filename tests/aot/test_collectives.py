@@ -76,11 +76,20 @@ def programs():
     return aot.run("compiled.py", {name: dict(zip(keys, case, strict=False)) for name, case in CASES.items()})
 
 
+@pytest.fixture(scope="module")
+def policies():
+    """Two scanned layers under every policy, through an exchange of capacity buffers and one of rows."""
+    moe = {"scatter": SCATTER, "ragged": RAGGED}
+    eight = {"topology": "v5p:2x2x2", "mesh": {"expert": 8}}
+    cases = {(t, policy): eight | {"moe": moe[t], "remat": policy} for t in moe for policy in POLICIES}
+    return aot.run("compiled.py", cases)
+
+
 def of_tokens(found):
     """(kind, stage) -> how many: without the weights' gathering and reducing, sums of gradients, and what the transpose of a ragged
     exchange asks of its sizes, four integers a device."""
     counted = collections.Counter()
-    for kind, dtype, _, name in found:
+    for kind, dtype, _, name, *_ in found:
         stage = next(s for s in ("route", "count", "dispatch", "experts", "combine", "") if f"/{s}/" in name or not s)
         weights = stage == "experts" and kind in ("all-gather", "reduce-scatter")
         offsets = stage == "experts" and kind == "all-to-all" and dtype == "s32"
@@ -107,14 +116,16 @@ def test_b18_expert_weights_stay_on_their_devices(programs, name):
     folded = CASES[name][2].get("tensor") == "experts"
     experts, stored = 16 // mesh["expert"] // (mesh["tensor"] if folded else 1), mesh.get("fsdp", 1)
     found = programs[name]["both"]
-    gathered = [s for kind, _, s, op in found if kind == "all-gather" and "/experts/" in op]
+    gathered = [s for kind, _, s, op, *_ in found if kind == "all-gather" and "/experts/" in op]
     assert [s[0] for s in gathered] == [experts] * (2 if stored > 1 else 0)
-    pieces = [(dtype, math.prod(s)) for kind, dtype, s, op in found if kind == "reduce-scatter" and "/experts/" in op]
+    pieces = [
+        (dtype, math.prod(s)) for kind, dtype, s, op, *_ in found if kind == "reduce-scatter" and "/experts/" in op
+    ]
     gate_up, down = experts * 256 * 2 * 384, experts * 384 * 256
     if stored > 1:
         assert sorted(pieces) == sorted([("f32", gate_up // stored), ("f32", down // stored)])
         most = max(gate_up // stored if replicated else 0, down - 1)
-        assert all(math.prod(s) <= most for kind, _, s, _ in found if kind == "all-reduce")
+        assert all(math.prod(s) <= most for kind, _, s, *_ in found if kind == "all-reduce")
 
 
 def test_data_lies_between_slices(programs):
@@ -124,11 +135,27 @@ def test_data_lies_between_slices(programs):
     assert counts == [2, 4]
 
 
-@pytest.mark.parametrize("name", ["einsum", "scatter", "scatter on 512", "two slices"])
+@pytest.mark.parametrize("name", ["einsum", "scatter", "scatter on 512", "two slices", "cut"])
 def test_bytes_of_a_capacity_exchange(programs, name):
-    """Each crossing moves groups x experts x C_max x D numbers of a device's own, of which 1/ep stays."""
-    groups, experts, slots, width = 2, 16, math.ceil(1.25 * 2 * 128 / 16), 256
-    crossings = [(dtype, s) for kind, dtype, s, _ in programs[name]["forward"] if kind == "all-to-all"]
+    """What leaves a chip in a crossing: groups x experts x C_max x D x bytes x (ep - 1) / ep; where positions are cut, of a chip's piece of
+    the places."""
+    mesh = CASES[name][1]
+    groups, experts, slots, width, ep = 2, 16, math.ceil(1.25 * 2 * 128 / 16), 256, mesh["expert"]
+    crossings = [c for c in programs[name]["forward"] if c[0] == "all-to-all"]
     assert len(crossings) == 2
-    for dtype, shape in crossings:
-        assert dtype == "bf16" and math.prod(shape) == groups * experts * slots * width
+    for _, dtype, _, _, size, devices in crossings:
+        assert dtype == "bf16" and devices == ep
+        places = slots // mesh.get("context", 1)
+        assert size * (devices - 1) / devices == groups * experts * places * width * 2 * (ep - 1) / ep
+
+
+POLICIES = {"none": 4, "exchanged": 4, "selective": 6, "full": 6}
+"""Crossings of a layer, forward and backward, under each policy of recomputation; docs/shapes.md has the row."""
+
+
+@pytest.mark.parametrize("transport", ["scatter", "ragged"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_b18_crossings_by_remat_policy(policies, transport, policy):
+    """Saved rows cross four times; policies that make them again send them again."""
+    kinds = collections.Counter(c[0] for c in policies[transport, policy]["both"] if c[1] == "bf16")
+    assert kinds["all-to-all"] + kinds["ragged-all-to-all"] == POLICIES[policy]

@@ -110,11 +110,15 @@ PAIRS = {"group_rows": 2, "jitter": 0.1, "load_balance_scope": "group", "transpo
         ("topk-plain", WINDOWS, {"expert": 2, "tensor": 2, "context": 2}),
         ("topk-plain", PAIRS, FOLDED),
         ("expert_choice", {"group_rows": 2, "transport": "ragged"}, CROSS),
+        ("topk-plain", {"chunks": 2, "transport": "ragged", "receive_buffer": 0.5}, {"expert": 4}),
+        ("topk-plain", {"chunks": 4, "transport": "scatter"}, {"expert": 2, "tensor": 2, "context": 2}),
+        ("soft", {"chunks": 2}, {"expert": 4}),
+        ("gshard", {"chunks": 2, "transport": "gather", "zero_experts": ("identity",)}, {"data": 2, "expert": 2}),
     ],
 )  # fmt: skip
 def test_b01_what_only_a_mesh_can_break(mesh_of, case, more, sizes):
-    """Soft slots of two widths; windows and groups of rows whose positions lie on several devices; and the sums that balancers add,
-    parts and cosines, as on one device."""
+    """Soft slots of two widths; windows and groups of rows whose positions lie on several devices; groups exchanged in chunks; and the
+    sums that balancers add, parts and cosines, as on one device."""
     mesh, layout = laid(mesh_of, sizes)
     moe = cases.configure(case, **more, **layout)
     p, mode = harness.problem(moe, seed=3, rows=ROWS), Mode(True, moe.capacity_factor)

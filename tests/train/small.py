@@ -132,7 +132,7 @@ def create(cfg: config.Config) -> state.TrainState:
         return state.create(state.build(cfg, on))
 
 
-TRAFFIC_NUMBERS = {"moe/rows_sent", "moe/rounds"}
+TRAFFIC_NUMBERS = {"moe/rows_sent", "moe/rounds", "moe/devices_visited", "moe/devices_visited_most"}
 
 
 class Trace(NamedTuple):

@@ -14,7 +14,7 @@ from moejax.moe.transport import einsum, exchange, gather, ragged, scatter, soft
 from moejax.moe.transport.api import Transport
 from moejax.moe.transport.chunks import chunked
 
-TRAFFIC = frozenset({"rows_sent", "rounds", "exchanges"})
+TRAFFIC = frozenset({"rows_sent", "rounds", "exchanges", "visits"})
 """Sums that depend on the mesh."""
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from moejax import collectives
 from moejax.kernels.grouped_mlp.weights import Weights, flat, pair, swiglu
 from moejax.moe import pieces
+from moejax.moe.names import EXCHANGED, keep
 from moejax.moe.transport.plan import Plan
 
 
@@ -16,12 +17,12 @@ def to_experts(buffers: Float[Array, "E G C D"], plan: Plan, dtype: jnp.dtype) -
 
     Where a group is cut over devices their tokens are joined in its buffers, of which each device then has a piece."""
     full = pieces.joined(buffers, plan.cut).astype(dtype)
-    return collectives.all_to_all(full, plan.axis, split=0, concat=1)
+    return keep(collectives.all_to_all(full, plan.axis, split=0, concat=1), EXCHANGED)
 
 
 def to_groups(buffers: Float[Array, "L GG c D"], plan: Plan) -> Float[Array, "E G C D"]:
     """The inverse of `to_experts`."""
-    full = collectives.all_to_all(buffers, plan.axis, split=1, concat=0)
+    full = keep(collectives.all_to_all(buffers, plan.axis, split=1, concat=0), EXCHANGED)
     return pieces.parted(full, plan.cut, plan.capacity)
 
 

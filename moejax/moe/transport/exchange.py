@@ -24,15 +24,16 @@ def padded(
 def native(
     parts: Float[Array, "P c D"], sent: Int[Array, " P"], received: Int[Array, " P"], axes: Axes
 ) -> Float[Array, "P c D"]:
-    """The first `sent` rows of each part; of what arrives the first `received` of each are its, the rest is zero."""
+    """The first `sent` rows of each part; of what arrives the first `received` of each are its, the rest is unspecified."""
     shards, c, width = parts.shape
     if shards == 1:
         return parts
     rows = parts.reshape(shards * c, width)
     begin = c * jnp.arange(shards, dtype=jnp.int32)
     mine = jnp.full_like(begin, c) * collectives.place(axes)
+    into = collectives.vary_like(jax.lax.empty(rows.shape, rows.dtype), rows)
     begin, mine, sent, received = (collectives.vary_like(x, rows) for x in (begin, mine, sent, received))
-    arrived = jax.lax.ragged_all_to_all(rows, jnp.zeros_like(rows), begin, sent, mine, received, axis_name=axes)
+    arrived = jax.lax.ragged_all_to_all(rows, into, begin, sent, mine, received, axis_name=axes)
     return arrived.reshape(parts.shape)
 
 

@@ -16,6 +16,7 @@ from moejax import collectives
 from moejax.arrays import Assignment, count
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import pieces
+from moejax.moe.names import EXCHANGED, keep
 from moejax.moe.transport import local
 from moejax.moe.transport.local import Rows
 from moejax.moe.transport.plan import Plan
@@ -63,7 +64,7 @@ def regate(route: Route, gate: Float[Array, "G A"]) -> Route:
 def dispatch(route: Route, x: Float[Array, "G S D"]) -> Rows:
     """All tokens of the expert axis and the index of each sorted row into them."""
     index = jnp.zeros_like(route.row).at[route.row].set(route.token, mode="drop", unique_indices=False)
-    return Rows(_all(x.reshape(-1, x.shape[-1]), route.plan), index)
+    return Rows(keep(_all(x.reshape(-1, x.shape[-1]), route.plan), EXCHANGED), index)
 
 
 def experts(

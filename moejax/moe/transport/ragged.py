@@ -19,6 +19,7 @@ from moejax import collectives
 from moejax.arrays import Assignment, Stats, count
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import pieces
+from moejax.moe.names import EXCHANGED, keep
 from moejax.moe.transport import exchange, local
 from moejax.moe.transport.local import Rows
 from moejax.moe.transport.plan import Plan
@@ -169,10 +170,10 @@ def _round(
     """What one round makes of this device's sorted rows; zero for those it does not move."""
     w, swap = _window(t, route), exchange.of(route.plan)
     send = x[route.source[w.source.reshape(-1)]].reshape(*w.source.shape, x.shape[-1])
-    arrived = swap(send, w.sent, w.received).reshape(-1, x.shape[-1])
+    arrived = keep(swap(send, w.sent, w.received).reshape(-1, x.shape[-1]), EXCHANGED)
     y = local.experts(Rows(arrived, w.row_index), w.group_sizes, weights, impl, clamp)
     y = y.at[w.place].get(mode="fill", fill_value=0).reshape(send.shape)
-    home = swap(y, w.received, w.sent).reshape(-1, x.shape[-1])
+    home = keep(swap(y, w.received, w.sent).reshape(-1, x.shape[-1]), EXCHANGED)
     return home.at[w.back].get(mode="fill", fill_value=0)
 
 
