@@ -132,16 +132,16 @@ def _apart(one: Path, other: Path) -> dict[str, Any]:
 
 
 def _flips(one: Path, other: Path) -> dict[str, Any]:
-    """Requests that went elsewhere than on one device, by step; and at the first step with any, by the token's margin there."""
+    """Assignments that one device did not make, by step; and at the first step with any, their tokens by their margin there. Two
+    choices of a token that change places are no flip."""
     number, first = [], None
     for step in range(1, STEPS + 1):
         a, b = (np.load(folder / ASSIGNMENTS / f"{step:08d}.npz") for folder in (one, other))
-        groups = a["sparse.expert"].shape[1]
-        differs = a["sparse.asked"] & (_fate(a) != _fate(b)[:, :groups])
+        margin = a["sparse.margin"]
+        differs = (_choices(a, margin) != _choices(b, margin)).sum(axis=-1)
         number.append(int(differs.sum()))
         if first is None and number[-1]:
-            margin = a["sparse.margin"]
-            of_token = np.take_along_axis(margin, a["sparse.token"], axis=-1)[differs]
+            of_token = margin[differs > 0]
             first = {
                 "step": step,
                 "requests": int(a["sparse.asked"].sum()),
@@ -151,9 +151,11 @@ def _flips(one: Path, other: Path) -> dict[str, Any]:
     return {"flipped": number, "first_flips": first}
 
 
-def _fate(recorded: Any) -> np.ndarray:
-    """The expert of every request, -1 where it lost its place."""
-    return np.where(recorded["sparse.slot"] == NOWHERE, -1, recorded["sparse.expert"])
+def _choices(recorded: Any, margin: np.ndarray) -> np.ndarray:
+    """The experts of every token [layers, groups, S, K] in order of their ids, -1 where a request lost its place or was none; another
+    mesh may have padded the groups."""
+    expert = np.where(recorded["sparse.slot"] == NOWHERE, -1, recorded["sparse.expert"])[:, : margin.shape[1]]
+    return np.sort(expert.reshape(*margin.shape, -1), axis=-1)
 
 
 def _rounded(values: np.ndarray) -> list[float]:
@@ -184,23 +186,35 @@ def draw(result: dict[str, Any]) -> bytes:
 
     step = np.arange(1, result["steps"] + 1)
     settings = result["settings"]
-    with figures.grid(11, 3.2 * len(settings), len(settings), 3) as (figure, axes):
+    with figures.grid(11, 3 * len(settings), len(settings), 3) as (figure, axes):
         for row, setting in zip(axes, settings.values(), strict=True):
+            said = []
             for i, (mesh, found) in enumerate(setting["meshes"].items()):
-                style = figures.style_of(i)
+                style, free = figures.style_of(i), found["free"]
                 for panel, kind in zip(row, ("replay", "free"), strict=False):
                     panel.plot(step, np.maximum(found[kind]["apart"], 1e-9), label=mesh, **style)
-                row[2].plot(step, found["free"]["flipped"], **style)
-            title = f"{setting['num_experts']} experts, top {setting['top_k']}"
-            for panel, what in zip(row, ("routing replayed", "routing free", "routing free"), strict=True):
-                panel.set_title(f"{title}: {what}")
+                row[2].plot(step, free["flipped"], **style)
+                if free["first_flips"] is not None:
+                    first = free["first_flips"]
+                    tokens = sum(first["by_margin"])
+                    said.append(
+                        f"{mesh}: step {first['step']}, {tokens} token(s), margin {first['largest_margin']:.0e}"
+                    )
+            for panel, what in zip(row, ("replayed", "free", "free"), strict=True):
+                panel.set_title(f"{setting['num_experts']} experts, top {setting['top_k']}, routing {what}", loc="left")
                 panel.set_xlabel("step")
             for panel in row[:2]:
                 panel.set_yscale("log")
                 panel.set_ylim(1e-9, 1e-2)
+                panel.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
                 panel.axhline(1e-5, color=figures.INK, linewidth=0.8, linestyle=":")
-                panel.set_ylabel("loss, relative to one device")
-            row[2].set_yscale("symlog", linthresh=1)
+            row[0].set_ylabel("loss, relative to one device")
+            most = max(max(found["free"]["flipped"]) for found in setting["meshes"].values())
+            row[2].set_ylim(0, max(1.3 * most, 1))
+            row[2].yaxis.set_major_locator(figures.MaxNLocator(integer=True))
             row[2].set_ylabel("flipped assignments")
-        axes[0][0].legend()
+            row[2].text(
+                0.02, 0.97, "first flips\n" + ("\n".join(said) or "none"), transform=row[2].transAxes, va="top", size=8
+            )
+        axes[0][0].legend(loc="upper left", ncols=2)
         return figures.png(figure)

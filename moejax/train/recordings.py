@@ -51,7 +51,7 @@ def _fit(recorded: Recorded, groups: int) -> list[np.ndarray]:
     """Groups of padding cut off or added."""
     blank = Recorded(0, 0, 0, False, NOWHERE, 0, 0.0)
 
-    def fit(x: np.ndarray, value: float) -> np.ndarray:
+    def fit(x: np.ndarray, value: bool | float | int) -> np.ndarray:
         missing = max(groups - x.shape[1], 0)
         return np.pad(x[:, :groups], ((0, 0), (0, missing), (0, 0)), constant_values=value)
 

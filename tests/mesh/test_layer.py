@@ -143,11 +143,18 @@ def test_b13_every_device_overrun_and_starved(mesh_of, transport):
         harness.same(actual, harness.expected(p, moe, TIGHT))
 
 
-@pytest.mark.parametrize("transport", soaked(zip(TRANSPORTS), lambda t: t == "einsum"))
-def test_b02_padding_changes_nothing(mesh_of, transport):
+@pytest.mark.parametrize(
+    ("sizes", "transport"),
+    soaked(
+        itertools.product([CUBE, FOLDED], TRANSPORTS),
+        lambda s, t: (t == "ragged") == ("layout" in s) and t != "scatter",
+    ),
+)
+def test_b02_padding_changes_nothing(mesh_of, sizes, transport):
     """Eight more invalid positions and eight more invalid rows with contents: valid tokens see no difference."""
-    moe = options(transport)
-    mesh, p = mesh_of(**CUBE), problem(moe)
+    mesh, layout = laid(mesh_of, sizes)
+    moe = options(transport, **layout)
+    p = problem(moe)
     more = harness.problem(moe, seed=8, rows=2 * ROWS, positions=POSITIONS + 8)
 
     def pad(x, y):

@@ -165,14 +165,19 @@ def trace(cfg: config.Config, batches: list[dict[str, np.ndarray]], start: Any =
             if gradients is None:
                 scale = max(1.0, sums[0]["gradient_norm"] / cfg.train.clip_norm) / (1 - cfg.train.b1)
                 gradients = jax.tree.map(lambda m: np.asarray(m) * scale, now.optimizer[1][0].mu)
+    return Trace(sums, numbers_of(sums, cfg), gradients, on_host(now.parameters), on_host(now.routing), kept)
+
+
+def numbers_of(sums: list, cfg: config.Config) -> list:
+    """The lines of metrics.jsonl; from them and from the sums is taken what depends on the mesh."""
     numbers = [metrics.of_training(s, cfg.model.moe) for s in sums]
-    for found, of_step in zip(numbers, sums, strict=True):  # what an exchange took is the mesh's own affair
+    for found, of_step in zip(numbers, sums, strict=True):
         for name in TRAFFIC_NUMBERS & found.keys():
             del found[name]
         for layers in of_step["layers"].values():
             for name in TRAFFIC & layers.keys():
                 del layers[name]
-    return Trace(sums, numbers, gradients, on_host(now.parameters), on_host(now.routing), kept)
+    return numbers
 
 
 def on_host(tree: Any) -> Any:

@@ -14,6 +14,13 @@ from moejax.train import losses, metrics
 V, D = 48, 12
 
 
+@pytest.fixture(autouse=True)
+def one_device(mesh_of):
+    """Where logits lie is said in names of mesh axes."""
+    with jax.set_mesh(mesh_of()):
+        yield
+
+
 def problem():
     rng = np.random.default_rng(0)
     hidden, unembedding = rng.normal(size=(3, 5, D)), rng.normal(size=(D, V)) * 3

@@ -55,7 +55,7 @@ def replay(workdir, batches, router=1.0, **options):
                     _STEPS[cfg] = step.make_train_step(built, now, replay=True).lower(*arguments).compile()
             now, sums, _ = _STEPS[cfg](*arguments)
             found.append(metrics.to_host(sums))
-    return [metrics.of_training(sums, cfg.model.moe) for sums in found], found, small.on_host(now.parameters)
+    return small.numbers_of(found, cfg), found, small.on_host(now.parameters)
 
 
 def test_a_replay_is_the_same_run(recorded):
