@@ -15,6 +15,9 @@ FUSION_BODY = re.compile(r"^%all-reduce-scatter\S* .*?^}$", re.MULTILINE | re.DO
 FUSED = re.compile(r"^( *%\S+) = (\S+) fusion\((?=.*calls=%all-reduce-scatter)", re.MULTILINE)
 """How the TPU compiler may write a reduce-scatter: a fusion whose body sums and cuts."""
 NAME = re.compile(r'op_name="([^"]*)"')
+GROUPS = re.compile(
+    r"replica_groups=(?:\{\{(?P<first>[\d,]+)\}|\[\d+,(?P<each>\d+)\]<=|mesh\[(?P<sizes>[^\]]*)\] \{(?P<axes>[^}]*)\})"
+)
 BITS = re.compile(r"\d+")
 
 
@@ -74,11 +77,14 @@ def _name(line: str) -> str:
 
 
 def _devices(line: str) -> int:
-    """Of the first replica group, written as {{0,1},…}, as [groups,devices]<=…, or by mesh axes, which is not read."""
-    groups = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=)", line)
+    """Of the first replica group, written as {{0,1},…}, as [groups,devices]<=…, or as mesh['data'=2,…] {'data',…}."""
+    groups = GROUPS.search(line)
     if groups is None:
         return 0
-    return int(groups[2]) if groups[2] else groups[1].count(",") + 1
+    if groups["sizes"]:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups["sizes"]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", groups["axes"]))
+    return int(groups["each"]) if groups["each"] else groups["first"].count(",") + 1
 
 
 def _bits(dtype: str) -> int:

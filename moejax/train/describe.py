@@ -14,7 +14,8 @@ from moejax import mesh as meshes
 from moejax.data.pipeline import Rows
 from moejax.kernels.grouped_matmul import pick
 from moejax.layers import kinds
-from moejax.moe import visits
+from moejax.moe import visits, widths
+from moejax.moe.transport import ragged
 from moejax.train import state
 
 PACKAGES = ("moejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -32,7 +33,7 @@ def line(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
             f"{moe.transport} transport over {_experts(cfg)}",
             *_visits(cfg),
             *([f"in {moe.chunks} chunks"] if moe.chunks > 1 else []),
-            *([f"buffer {moe.receive_buffer:g}x"] if moe.transport == "ragged" else []),
+            *_buffer(cfg),
             f"grouped_matmul={pick(moe.kernel)}",
         ]
     parts += [cfg.model.compute_dtype, f"remat {cfg.model.remat}", f"{cfg.train.microbatches} microbatch(es)"]
@@ -43,6 +44,20 @@ def _experts(cfg: config.Config) -> str:
     """`expert=4`, or `expert=4 tensor=2` where experts lie over both."""
     axes = sharding.axes(sharding.LAYOUTS[cfg.model.moe.tensor].expert)
     return " ".join(f"{a}={getattr(cfg.mesh, a)}" for a in axes if a == axes[0] or getattr(cfg.mesh, a) > 1)
+
+
+def _buffer(cfg: config.Config) -> list[str]:
+    """What an exchange in rounds has room for."""
+    moe, model = cfg.model.moe, cfg.model
+    if moe.transport != "ragged":
+        return []
+    shards = math.prod(getattr(cfg.mesh, axis) for axis in sharding.axes(sharding.LAYOUTS[moe.tensor].expert))
+    devices = math.prod(getattr(cfg.mesh, axis) for axis in sharding.axes(sharding.LAYOUTS[moe.tensor].shard))
+    rows = cfg.data.batch * cfg.data.context * moe.top_k // (devices * cfg.train.microbatches * moe.chunks)
+    itemsize = 4 if model.compute_dtype == "float32" else 2
+    width, hidden = moe.latent or model.width, max(widths.of_classes(moe))
+    size = ragged.round_bytes(moe.receive_buffer, shards, rows, width, hidden, itemsize)
+    return [f"buffer {moe.receive_buffer:g}x, {size / 1e6:.1f} MB a round"]
 
 
 def _visits(cfg: config.Config) -> list[str]:

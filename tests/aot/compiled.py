@@ -74,7 +74,8 @@ def compiled(case):
     with jax.set_mesh(on):
         found = {}
         for name, step in (("forward", loss), ("both", jax.grad(loss, argnums=(0, 1)))):
-            text = jax.jit(step).lower(*arguments(moe, on)).compile().as_text()
+            program = jax.jit(step).lower(*arguments(moe, on)).compile()
+            text, found[f"{name} bytes"] = program.as_text(), program.memory_analysis().temp_size_in_bytes
             found[name] = [[c.kind, c.dtype, c.shapes[0], c.name, c.bytes, c.devices] for c in collectives.of(text)]
     found["slices"] = [sorted({getattr(d, "slice_index", 0) for d in part.flat}) for part in on.devices]
     return found

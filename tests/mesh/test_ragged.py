@@ -12,7 +12,6 @@ from moejax.errors import ConfigError
 from moejax.moe import transport
 from moejax.moe.inputs import Mode
 from moejax.moe.routers import ROUTERS
-from moejax.moe.transport.plan import Plan
 from moejax.moe.transport.ragged import slots
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -41,7 +40,7 @@ def test_rows_and_rounds_are_those_of_the_assignment(mesh_of, buffer):
         actual = harness.run(q, mesh, moe, DROPLESS)
         harness.same(actual, harness.expected(q, moe, DROPLESS))
         elsewhere, most, rows = traffic(q, mesh, moe, 8)
-        fits = slots(Plan(moe.num_experts, 1, 8, 8, ("expert",), buffer=buffer), rows)
+        fits = slots(buffer, 8, rows)
         assert actual.traffic["rows_sent"] == elsewhere > 0
         assert actual.traffic["exchanges"] == 8
         assert actual.traffic["rounds"] == 8 * -(-most // fits)
