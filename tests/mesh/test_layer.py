@@ -26,7 +26,7 @@ MESHES = [
     {"expert": 8},
     {"fsdp": 2, "expert": 4},
     {"context": 8},
-    {"tensor": 4, "fsdp": 2},
+    {"tensor": 2, "fsdp": 2},
     {"data": 2, "fsdp": 2, "expert": 2},
     {"expert": 2, "tensor": 2, "context": 2},
     {"expert": 2, "tensor": 2, "context": 2, "layout": "experts"},
