@@ -44,7 +44,7 @@ RULES = [
     ({"model.pattern": ("attention",)}, ["'attention'", "mixer+channel", "dense, sparse"]),
     ({"model.pattern": ("mamba+sparse",)}, ["'mamba+sparse'", "one of attention"]),
     ({"model.hidden": 0}, ["model.hidden=0", "at least 1"]),
-    ({"model.remat": "some"}, ["'some'", "none, selective, full"]),
+    ({"model.remat": "some"}, ["'some'", "none, selective, exchanged, full"]),
     ({"model.heads": 3, "model.kv_heads": 2}, ["heads=3", "kv_heads=2", "divisors of 3"]),
     ({"model.kv_heads": 0}, ["kv_heads=0", "choose kv_heads"]),
     ({"model.head_dim": 7}, ["head_dim=7", "even"]),

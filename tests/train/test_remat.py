@@ -70,8 +70,9 @@ def ties(parameters, host):
 
 CASES = [
     pytest.param(policy, kind, marks=[] if policy == "full" and kind == "gshard" else pytest.mark.slow)
-    for policy in ("selective", "full")
+    for policy in ("selective", "exchanged", "full")
     for kind in COMPILED
+    if policy != "exchanged" or kind == "gshard"
 ]
 
 
@@ -123,7 +124,7 @@ OFTEN = ("gshard", "noisy", "biased")
 def test_b10_routing_is_decided_once(kind, monkeypatch):
     """B10: the backward pass has no top_k of its own, whatever is recomputed; with a policy that forgets the assignment it has."""
     once = decisions("none", kind)
-    for policy in ("full", "selective") if kind == "gshard" else ("full",):
+    for policy in ("full", "selective", "exchanged") if kind == "gshard" else ("full",):
         assert decisions(policy, kind) == once
     monkeypatch.setitem(remat.POLICIES, "full", jax.checkpoint_policies.nothing_saveable)
     assert decisions("full", kind) > once
