@@ -158,13 +158,7 @@ def _on_shard(
 
     with jax.named_scope("count"):
         seen = balancers.Seen(seen_by, routed, placed, kind.distribution(seen_by, moe), positions)
-        sums = stats.router_sums(seen) | balancers.sums(seen, moe) | mismatch
-        if kind.keeper is not None:
-            sums |= kind.keeper.sums(seen_by, moe)
-        if mode.label_kinds and not kind.soft:  # a soft slot has no token whose label it could count
-            labels, width = assignment.group(tokens.labels, moe), seen.distribution.shape[-1]
-            sums["labels"] = stats.label_table(routed, labels, mode.label_kinds, width)
-            sums["coactivation"] = stats.coactivation(routed, seen_by.valid, width)
+        sums = _sums_of_groups(seen, tokens, moe, mode) | mismatch
         sums = jax.tree.map(lambda s: collectives.once(s, cut.axes), sums)
 
     plan = _plan(moe, kind, layout, cut, size, slots)
@@ -193,6 +187,19 @@ def _on_shard(
         local = assignment.ungroup(free.astype(x.dtype), moe, x.shape[1])
     kept = jax.tree.map(lambda r: pieces.same(r, cut), replay.record(routed)) if mode.record else None
     return Result(y, local, jax.tree.map(lambda s: s[None], sums), kept)
+
+
+def _sums_of_groups(seen: balancers.Seen, tokens: Tokens, moe: config.MoE, mode: Mode) -> Stats:
+    """What is counted of whole groups: by the router's statistics, the balancers, the router itself, and for the report."""
+    kind = routers.ROUTERS[moe.router]
+    sums = stats.router_sums(seen) | balancers.sums(seen, moe)
+    if kind.keeper is not None:
+        sums |= kind.keeper.sums(seen.inputs, moe)
+    if mode.label_kinds and not kind.soft:  # a soft slot has no token whose label it could count
+        labels, width = assignment.group(tokens.labels, moe), seen.distribution.shape[-1]
+        sums["labels"] = stats.label_table(seen.routed, labels, mode.label_kinds, width)
+        sums["coactivation"] = stats.coactivation(seen.routed, seen.inputs.valid, width)
+    return sums
 
 
 def _plan(moe: config.MoE, kind: Router, layout: Layout, cut: Pieces, size: int, slots: int) -> Plan:
