@@ -174,10 +174,16 @@ def numbers_of(sums: list, cfg: config.Config) -> list:
     for found, of_step in zip(numbers, sums, strict=True):
         for name in TRAFFIC_NUMBERS & found.keys():
             del found[name]
-        for layers in of_step["layers"].values():
-            for name in TRAFFIC & layers.keys():
-                del layers[name]
+        without_traffic(of_step)
     return numbers
+
+
+def without_traffic(sums: dict) -> dict:
+    """The sums less what an exchange took, which depends on the mesh."""
+    for layers in sums["layers"].values():
+        for name in TRAFFIC & layers.keys():
+            del layers[name]
+    return sums
 
 
 def on_host(tree: Any) -> Any:
