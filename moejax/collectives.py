@@ -6,6 +6,7 @@ Over axes of one device each, the functions that move rows are the identity.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,12 @@ def vary(x: Array, axes: Axes) -> Array:
 def vary_like(x: Array, other: Array) -> Array:
     """x as a value that may differ wherever `other` may."""
     return vary(x, tuple(sorted(compat.varying_axes(other))))
+
+
+def vary_together(*trees: Any) -> tuple[Any, ...]:
+    """Trees of arrays as values that may differ along every mesh axis that any of them may differ along."""
+    axes = tuple(sorted({axis for x in jax.tree.leaves(trees) for axis in compat.varying_axes(x)}))
+    return jax.tree.map(lambda x: vary(x, axes), trees)
 
 
 def alike(x: Array, axes: Axes) -> Array:

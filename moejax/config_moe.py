@@ -19,8 +19,12 @@ class MoE:
     """Hidden widths of equal shares of the experts, in order of their ids, in place of `hidden`; empty for one width."""
     latent: int = 0
     """Width the routed experts work in, between a down- and an up-projection; 0 for the model's own."""
+    activation: str = "swiglu"
+    """What experts do between their matmuls, a name in moejax.kernels.activations.KINDS."""
     activation_clamp: float | None = None
-    """Limit of the experts' activation: silu's input from above, the other factor on both sides (gpt-oss uses 7); a spike guard."""
+    """Limit of a gated activation: the gate from above, the other factor on both sides (gpt-oss uses 7); a spike guard."""
+    expert_bias: bool = False
+    """Add a learned bias after each of the experts' matmuls."""
     shared_hidden: int = 0
     """Hidden width of the shared expert that every token visits; 0 for none."""
     shared_gate: bool = False

@@ -52,11 +52,6 @@ class Layout:
     """Of the width of one expert; its outputs are then partial and summed."""
     hidden_storage: str
 
-    @property
-    def weights(self) -> tuple[tuple[str | None, ...], tuple[str | None, ...]]:
-        """Dimension names of gate and up [E, D, 2, F], and of down [E, F, D]."""
-        return (self.expert, "expert_storage", None, self.hidden), (self.expert, self.hidden_storage, None)
-
 
 LAYOUTS: dict[str, Layout] = {
     "hidden": Layout("expert", "position", "shard", "expert_hidden", "expert_hidden_storage"),

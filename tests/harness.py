@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 from jax.experimental import multihost_utils
+from width_classes import joined, padded, parted
 
 from moejax import sharding
 from moejax.kernels.grouped_mlp import Weights
-from moejax.moe import balancers, inputs, layer, noise, zero_experts
+from moejax.moe import balancers, experts, inputs, layer, noise, zero_experts
 from moejax.moe.places import ORDERS
 from moejax.moe.records import columns
 from moejax.moe.routers import ROUTERS
@@ -116,12 +117,13 @@ def put(p: Problem, mesh, moe, coefficients=COEFFICIENTS, recorded=None):
         return None if a is None else jax.device_put(a, jax.NamedSharding(mesh, sharding.spec(*names)))
 
     vectors = ("batch", "position", None)
-    up_dims, down_dims = sharding.LAYOUTS[moe.tensor].weights
-    experts = tuple(Weights(place(up, *up_dims), place(down, *down_dims)) for up, down in p.experts)
+    dims = experts.dims(sharding.LAYOUTS[moe.tensor])
+    classes = [parted(*pair)._asdict() for pair in p.experts]
+    weights = tuple(Weights(**{name: place(w, *dims[name]) for name, w in each.items()}) for each in classes)
     heads = {name: place(weight) for name, weight in p.heads.items()}
     valid, labels, ids = (place(a, "batch", None) for a in (p.valid, p.valid.astype(np.int32), p.ids))
     tokens = inputs.Tokens(valid, labels, place(p.row_ids, "batch"), ids)
-    learned = place(p.x, *vectors), place(p.z, *vectors), layer.Parameters(heads, experts, place(p.constants))
+    learned = place(p.x, *vectors), place(p.z, *vectors), layer.Parameters(heads, weights, place(p.constants))
     state = {name: place(v) for name, v in p.state.items()}
     recorded = jax.tree.map(lambda a: place(np.asarray(a), "batch"), recorded)
     return learned, tokens, state, place(p.dy, *vectors), jnp.asarray(coefficients, jnp.float32), recorded
@@ -184,7 +186,7 @@ def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS, recorded=None):
         out = step(*put(p, mesh, moe, coefficients, recorded))
     (value, (y, sums, kept)), (dx, dz, d) = jax.tree.map(fetched, out)
     sums, traffic = ({n: s for n, s in sums.items() if (n in TRAFFIC) == moves} for moves in (False, True))
-    gate_up, down = padded([(w.gate_up, w.down) for w in d.experts])
+    gate_up, down = padded([joined(w) for w in d.experts])
     gradients = {"x": dx, "gate_up": gate_up, "down": down}
     others = {"z": dz, "router": d.router.get("logits"), "spread": d.router.get("spread"), "constant": d.constants}
     gradients |= {name: g for name, g in others.items() if g is not None}
@@ -212,17 +214,6 @@ def bias_of(state):
     """What of a layer's state is added to selection."""
     biases = [v for name, v in state.items() if name.endswith("_bias")]
     return sum(biases) if biases else None
-
-
-def padded(experts):
-    """Classes of widths as one array each: hidden units of zero weights add nothing and get no gradient."""
-    most = max(down.shape[1] for _, down in experts)
-
-    def pad(a, axis):
-        wide = [(0, most - a.shape[axis] if i == axis else 0) for i in range(a.ndim)]
-        return np.pad(a, wide)
-
-    return (np.concatenate(parts) for parts in zip(*((pad(up, 3), pad(down, 1)) for up, down in experts), strict=True))
 
 
 def expected(p: Problem, moe, mode, coefficients=COEFFICIENTS) -> Outcome:

@@ -14,7 +14,7 @@ from flax import nnx
 from moejax import config, sharding
 from moejax import mesh as meshes
 from moejax.bench import timing
-from moejax.kernels.grouped_mlp.weights import pair, swiglu
+from moejax.kernels.activations import activated
 from moejax.layers import context as ctx
 from moejax.layers.feed_forward import Dense, Side, Sparse
 from moejax.moe.inputs import Mode, Tokens
@@ -95,19 +95,20 @@ def _pair(function: Callable, parameters: Any, x: jax.Array) -> dict[str, Callab
     return {"forward": lambda: forward(parameters, x), "both": lambda: both(parameters, x)}
 
 
-def _matmuls(weights: tuple[jax.Array, jax.Array], rows: jax.Array) -> jax.Array:
+def _matmuls(weights: tuple[jax.Array, ...], rows: jax.Array) -> jax.Array:
     """The experts' useful FLOPs and nothing else, as one batched matmul of even groups."""
-    gate_up, down = weights
-    return jnp.einsum("erf,efd->erd", swiglu(pair(jnp.einsum("erd,edf->erf", rows, gate_up))), down)
+    gate, up, down = weights
+    h = (jnp.einsum("erd,edf->erf", rows, w) for w in (gate, up))
+    return jnp.einsum("erf,efd->erd", activated(*h), down)
 
 
-def _even_rows(cfg: config.Config, model: config.Model) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+def _even_rows(cfg: config.Config, model: config.Model) -> tuple[tuple[jax.Array, ...], jax.Array]:
     e, d, f = model.moe.num_experts, model.width, model.moe.hidden
     rows = cfg.data.batch * cfg.data.context * model.moe.top_k // e
-    keys = jax.random.split(jax.random.key(3), 3)
-    shapes = (e, d, 2 * f), (e, f, d), (e, rows, d)
-    gate_up, down, x = (jax.random.normal(k, s).astype(model.compute_dtype) for k, s in zip(keys, shapes, strict=True))
-    return (gate_up, down), x
+    shapes = (e, d, f), (e, d, f), (e, f, d), (e, rows, d)
+    keys = jax.random.split(jax.random.key(3), len(shapes))
+    *weights, x = (jax.random.normal(k, s).astype(model.compute_dtype) for k, s in zip(keys, shapes, strict=True))
+    return tuple(weights), x
 
 
 def context_of(cfg: config.Config) -> ctx.Context:

@@ -10,11 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from moejax import config, sharding
+from moejax.kernels.activations import activated
 from moejax.kernels.grouped_mlp import Weights
-from moejax.kernels.grouped_mlp.weights import swiglu
 from moejax.layers import init
 from moejax.layers.context import Context
-from moejax.moe import routers, widths, zero_experts
+from moejax.moe import experts, routers, widths, zero_experts
 from moejax.moe.inputs import Mode, Moment
 from moejax.moe.layer import Parameters, sparse_layer
 from moejax.moe.records import State
@@ -35,7 +35,9 @@ class SwiGLU(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         h = jnp.einsum("btd,dcf->btcf", x, sharding.gather(self.gate_up, x.dtype))
         out = sharding.spec("batch", "position", None)
-        return jnp.einsum("btf,fd->btd", swiglu(h), sharding.gather(self.down, x.dtype), out_sharding=out)
+        return jnp.einsum(
+            "btf,fd->btd", activated(h[..., 0, :], h[..., 1, :]), sharding.gather(self.down, x.dtype), out_sharding=out
+        )
 
 
 class Side(NamedTuple):
@@ -71,9 +73,7 @@ class Sparse(nnx.Module):
         )
         classes = widths.of_classes(moe)
         e, last = moe.num_experts // len(classes), 1.0 if moe.latent else gain
-        gate_up_dims, down_dims = sharding.LAYOUTS[moe.tensor].weights
-        self.gate_up = nnx.List([init.normal(rngs, (e, inner, 2, f), gate_up_dims, fan_in=inner) for f in classes])
-        self.down = nnx.List([init.normal(rngs, (e, f, inner), down_dims, fan_in=f, gain=last) for f in classes])
+        self.experts = nnx.List([nnx.Dict(self._experts(rngs, e, inner, f, last)) for f in classes])
         self.into = init.normal(rngs, (d, inner), ("storage", None), fan_in=d) if moe.latent else None
         self.out = init.normal(rngs, (inner, d), (None, "storage"), fan_in=inner, gain=gain) if moe.latent else None
         number = zero_experts.constants(moe)
@@ -81,8 +81,18 @@ class Sparse(nnx.Module):
         self.shared = SwiGLU(model, moe.shared_hidden, rngs=rngs) if moe.shared_hidden else None
         self.shared_gate = init.normal(rngs, (d, 1), ("storage", None), fan_in=d) if moe.shared_gate else None
 
+    def _experts(self, rngs: nnx.Rngs, number: int, width: int, hidden: int, gain: float) -> dict:
+        """The parameters of experts of one width: matrices normal, the last one scaled by `gain`; biases zero."""
+        dims = experts.dims(sharding.LAYOUTS[self.moe.tensor])
+        made = {}
+        for name, shape in experts.shapes(self.moe, number, width, hidden).items():
+            matrix = len(shape) == 3
+            scale = (gain if name == "down" else 1.0) if matrix else 0.0
+            made[name] = init.normal(rngs, shape, dims[name], fan_in=shape[1], gain=scale, decay=matrix)
+        return made
+
     def __call__(self, x: Array, context: Context, layer: Array, mode: Mode, side: Side) -> tuple[Array, Outcome]:
-        weights = tuple(Weights(up[...], down[...]) for up, down in zip(self.gate_up, self.down, strict=True))
+        weights = tuple(Weights(**{name: w[...] for name, w in own.items()}) for own in self.experts)
         heads = {name: sharding.gather(self.router[name]) for name in sorted(self.router)}
         constants = None if self.constants is None else sharding.gather(self.constants)
         z = None if self.into is None else jnp.einsum("btd,dl->btl", x, sharding.gather(self.into, x.dtype))

@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 from moejax import collectives, config, sharding
 from moejax.arrays import Assignment, Stats
-from moejax.collectives import Axes
 from moejax.errors import ConfigError
 from moejax.kernels.grouped_matmul import pick
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import (
     assignment,
     balancers,
+    experts,
     inputs,
     pieces,
     places,
@@ -70,15 +70,12 @@ def check(moe: config.MoE, context: int) -> None:
         raise ConfigError(
             "model.moe.shared_gate=True with shared_hidden=0: there is nothing to gate; set shared_hidden"
         )
-    if moe.activation_clamp is not None and not moe.activation_clamp > 0:
-        raise ConfigError(
-            f"model.moe.activation_clamp={moe.activation_clamp}: above 0 (gpt-oss uses 7), or null for none"
-        )
     if not 0 <= moe.alarm_share < 1:
         raise ConfigError(f"model.moe.alarm_share={moe.alarm_share}: a share in [0, 1); set 0.1")
     if moe.tensor not in sharding.LAYOUTS:
         raise ConfigError(f"model.moe.tensor={moe.tensor!r}: choose one of {', '.join(sharding.LAYOUTS)}")
     widths.check(moe)
+    experts.check(moe)
     zero_experts.check(moe)
     routers.check(moe)
     assignment.check(moe, context)
@@ -107,14 +104,14 @@ def sparse_layer(
     layout, positions = sharding.LAYOUTS[moe.tensor], x.shape[1]
     rows, whole = sharding.spec("batch", None), sharding.spec()
     vectors, groups = sharding.spec("batch", layout.position, None), sharding.spec("batch")
-    weights = Weights(*(sharding.spec(*names) for names in layout.weights))
+    weights = tuple(experts.specs(layout, w) for w in parameters.experts)
     body = jax.shard_map(
         lambda *arguments: _on_shard(*arguments, positions=positions, moe=moe, mode=mode),
         in_specs=(
             vectors,
             vectors,
             Tokens(rows, rows, groups, rows),
-            Parameters(whole, (weights,) * len(parameters.experts), whole),
+            Parameters(whole, weights, whole),
             whole,
             whole,
             groups,
@@ -170,8 +167,8 @@ def _on_shard(
         route = carrier.route(physical, plan)
         rows = carrier.dispatch(route, assignment.group(carried, moe))
     with jax.named_scope("experts"):
-        experts = _local_weights(parameters.experts, carried.dtype, cut.axes)
-        rows = carrier.experts(route, rows, experts, moe.kernel, moe.activation_clamp)
+        own = experts.local(parameters.experts, carried.dtype, layout, cut.axes)
+        rows = carrier.experts(route, rows, own, moe.kernel, experts.activation_of(moe))
     with jax.named_scope("combine"):
         y = assignment.ungroup(carrier.combine(route, rows).astype(x.dtype), moe, x.shape[1])
     sums |= carrier.sums(route)
@@ -214,17 +211,6 @@ def _plan(moe: config.MoE, kind: Router, layout: Layout, cut: Pieces, size: int,
         cut=cut.axes if apart else (),
         buffer=moe.receive_buffer,
         exchange=moe.exchange,
+        by_token=kind.token_choice,
         classes=len(widths.of_classes(moe)),
     )
-
-
-def _local_weights(experts: tuple[Weights, ...], dtype: jnp.dtype, positions: Axes) -> tuple[Weights, ...]:
-    """This device's experts, whole: gathered over fsdp in fp32, so that gradients are reduced in fp32, then cast."""
-
-    def whole(w: Array) -> Array:
-        # Three dimensions: of four, the compiler reduces the gradient whole on every device and cuts afterwards.
-        flat = collectives.vary(w, (*sharding.BATCH_AXES, *positions)).reshape(*w.shape[:2], -1)
-        gathered = collectives.all_gather(flat, sharding.axes("expert_storage"), axis=1)
-        return gathered.reshape(w.shape[0], -1, *w.shape[2:]).astype(dtype)
-
-    return jax.tree.map(whole, experts)

@@ -17,7 +17,7 @@ from moejax import config, mesh, sharding
 from moejax.bench import collectives
 from moejax.kernels.grouped_mlp import Weights
 from moejax.models import remat
-from moejax.moe import inputs, layer, noise
+from moejax.moe import experts, inputs, layer, noise
 from moejax.moe.routers import ROUTERS
 
 D, F, T, EACH = 256, 384, 128, 2
@@ -33,12 +33,8 @@ def arguments(moe, on):
     rows, E = EACH * sharding.shards(on, "batch"), moe.num_experts
     x = of((rows, T, D), jnp.bfloat16, "batch", "position", None)
     flags, ids = of((rows, T), jnp.bool_, "batch", None), of((rows, T), jnp.int32, "batch", None)
-    weights = Weights(
-        *(
-            of(shape, jnp.float32, *dims)
-            for shape, dims in zip(((E, D, 2, F), (E, F, D)), sharding.LAYOUTS[moe.tensor].weights, strict=True)
-        )
-    )
+    dims = experts.dims(sharding.LAYOUTS[moe.tensor])
+    weights = Weights(**{n: of(s, jnp.float32, *dims[n]) for n, s in experts.shapes(moe, E, D, F).items()})
     heads = {
         name: of((D, columns), jnp.float32, None, None) for name, columns in ROUTERS[moe.router].heads(moe).items()
     }

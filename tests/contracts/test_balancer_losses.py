@@ -11,7 +11,6 @@ import pytest
 from contracts import balanced
 
 from moejax import config, sharding
-from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import balancers, inputs, layer, noise
 from moejax.moe.balancers import BALANCERS
 
@@ -146,7 +145,7 @@ def test_orthogonality_of_a_layer(mesh_of, transport):
     def run(x, valid, ids, rows, router, up, down):
         tokens = inputs.Tokens(valid, ids, rows, ids)
         moment = inputs.Moment(noise.step_key(0, jnp.int32(0)), jnp.int32(0), jnp.int32(0))
-        parameters = layer.Parameters({"logits": router}, (Weights(up, down),))
+        parameters = layer.Parameters({"logits": router}, (harness.parted(up, down),))
         result = layer.sparse_layer(x, None, tokens, parameters, {}, moment, moe, mode)
         return result.sums, result.recorded
 

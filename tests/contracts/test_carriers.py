@@ -12,7 +12,7 @@ import oracle
 import pytest
 
 from moejax import arrays, collectives, sharding
-from moejax.kernels.grouped_mlp import Weights
+from moejax.kernels.activations import SWIGLU
 from moejax.moe import widths
 from moejax.moe.routers import ROUTERS
 from moejax.moe.transport import TRANSPORTS
@@ -45,12 +45,12 @@ def parts():
     rng = np.random.default_rng(3)
     x, dy = (harness.f32(rng.normal(size=(GROUPS, TOKENS, WIDTH))) for _ in range(2))
     shapes = [((E // 2, WIDTH, 2, f), (E // 2, f, WIDTH)) for f in HIDDEN]
-    return x, tuple(Weights(*(harness.f32(rng.normal(size=s)) for s in pair)) for pair in shapes), dy
+    return x, tuple(harness.parted(*(harness.f32(rng.normal(size=s)) for s in pair)) for pair in shapes), dy
 
 
 def by_hand(a, x, weights, dy):
     """y, and the gradients of sum(y * dy) by x, weights and gates, assignment by assignment."""
-    gate_up, down = harness.padded([(w.gate_up, w.down) for w in weights])
+    gate_up, down = harness.padded([harness.joined(w) for w in weights])
     y, dx, d_gate = np.zeros(x.shape), np.zeros(x.shape), np.zeros(a.gate.shape)
     d_up, d_down = np.zeros(gate_up.shape), np.zeros(down.shape)
     for g, i in np.argwhere((a.slot != arrays.NOWHERE) & (a.expert < E)):
@@ -102,7 +102,7 @@ def compiled(mesh, name, poisoned, with_experts):
         route = carrier.route(widths.physical(a, PLAN), PLAN)
         rows = carrier.dispatch(route, x)
         rows = poison_source(route, rows) if poisoned else rows
-        rows = carrier.experts(route, rows, w, "auto", None) if with_experts else identity(rows)
+        rows = carrier.experts(route, rows, w, "auto", SWIGLU) if with_experts else identity(rows)
         count = jnp.zeros_like(x, shape=1, dtype=jnp.int32)
         if poisoned:
             rows, count = poison(carrier, route, rows, jnp.ones_like(x))
@@ -140,7 +140,7 @@ def test_b13_every_transport_carries_every_router(mesh_of, parts, name, router):
     y_, dx_, d_up_, d_down_, d_gate_ = by_hand(a, x, w, dy)
     harness.close(y, y_, what="y")
     harness.close(dx, dx_, what="dx")
-    d_up, d_down = harness.padded([(d.gate_up, d.down) for d in dw])
+    d_up, d_down = harness.padded([harness.joined(d) for d in dw])
     harness.close(d_up, d_up_, what="gate_up")
     harness.close(d_down, d_down_, what="down")
     harness.close(d_gate, d_gate_, what="gate")

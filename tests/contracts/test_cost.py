@@ -27,8 +27,9 @@ def arguments(mesh):
         rows(jnp.int32, "batch", None),
     )  # fmt: skip
     weights = Weights(
-        shape((E, D, 2, F), jnp.float32, "expert", "expert_storage", None, "expert_hidden"),
+        shape((E, D, F), jnp.float32, "expert", "expert_storage", "expert_hidden"),
         shape((E, F, D), jnp.float32, "expert", "expert_hidden_storage", None),
+        shape((E, D, F), jnp.float32, "expert", "expert_storage", "expert_hidden"),
     )
     parameters = layer.Parameters({"logits": shape((D, E), jnp.float32)}, (weights,))
     vectors = functools.partial(shape, (B, T, D))

@@ -1,4 +1,4 @@
-"""Every backend of the grouped matmul, and of the experts built on it, against NumPy float64 in values and gradients (B14)."""
+"""Every backend of the grouped matmul against NumPy float64 in values and gradients (B14)."""
 
 import functools
 
@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from moejax.errors import ConfigError
-from moejax.kernels.grouped_matmul import BACKENDS, blocks, grouped_matmul, pick
-from moejax.kernels.grouped_mlp import Weights, grouped_mlp
+from moejax.kernels.grouped_matmul import BACKENDS, Groups, blocks, grouped_matmul, grouped_matmul_dw, pick
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -135,10 +134,56 @@ def test_transposed_weights(impl):
     harness.close(dw_.swapaxes(1, 2), dw)
 
 
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_a_part_of_the_groups(impl):
+    """Weights of groups 3, 4 and 5 of eight, with a bias: values and gradients of their rows alone, exactly zero for the others."""
+    x, w, dy = operands(8)
+    bias = jnp.asarray(np.random.default_rng(2).normal(size=(8, N)), jnp.float32)
+    sizes, mine = SIZES[8]["mixed"], slice(3, 6)
+    rows = slice(sum(sizes[:3]), sum(sizes[:6]))
+    own = np.zeros((M, 1), bool)
+    own[rows] = True
+
+    def value(x, w, bias):
+        y = grouped_matmul(x, w, jnp.asarray(sizes, jnp.int32), bias=bias, group_offset=jnp.int32(3), impl=impl)
+        return jnp.sum(jnp.where(own, y * dy, 0)), y
+
+    (_, y), (dx, dw, d_bias) = harness.jit(jax.value_and_grad(value, (0, 1, 2), has_aux=True))(x, w[mine], bias[mine])
+    only = [size if 3 <= g < 6 else 0 for g, size in enumerate(sizes)]
+    shifted = [x[rows.start :], w, [0, 0, 0, *sizes[3:6], 0, 0], dy[rows.start :]]
+    y_, dx_, dw_ = in_numpy(
+        *(np.pad(a, ((0, rows.start), (0, 0))) if i in (0, 3) else a for i, a in enumerate(shifted))
+    )
+    group = np.repeat(np.arange(8), only)
+    harness.close(y[rows], y_[: sum(only)] + np.asarray(bias)[group], what="y")
+    harness.close(dx[rows], dx_[: sum(only)], what="dx")
+    harness.close(dw, dw_[mine], what="dw")
+    harness.close(d_bias, [np.asarray(dy)[rows][group == g].sum(0) for g in (3, 4, 5)], what="bias")
+    assert not np.asarray(dx)[~own[:, 0]].any()
+
+
+@pytest.mark.parametrize("impl", BACKENDS)
+def test_weight_gradient_alone(impl):
+    """On top of what is there, for a part of the groups, in another type; nothing is added for an empty group."""
+    x, w, dy = operands(8)
+    sizes = jnp.asarray(SIZES[8]["mixed"], jnp.int32)
+    _, _, wanted = in_numpy(x, w, SIZES[8]["mixed"], dy)
+    harness.close(grouped_matmul_dw(x, dy, sizes, impl=impl), wanted, what="dw")
+    some = grouped_matmul_dw(x, dy, sizes, groups=2, group_offset=1, accumulate_into=w[1:3], impl=impl)
+    harness.close(some, np.asarray(w[1:3]) + wanted[1:3], what="accumulated")
+    np.testing.assert_array_equal(some[0], w[1])
+
+
+def test_a_part_of_the_groups_must_be_named():
+    x, w, _ = operands(3)
+    with pytest.raises(ValueError, match="8 group sizes for 3 weights: give group_offset"):
+        grouped_matmul(x, w, jnp.zeros(8, jnp.int32), impl="blocked")
+
+
 def test_blocks_past_the_int32_middle():
     """B19: block arithmetic on groups near 2^31 rows equals int64 NumPy."""
     sizes = [2**31 - 2000, 0, 300, 1000]
-    work = blocks.cut(jnp.asarray(sizes, jnp.int32), sum(sizes))
+    work = blocks.cut(Groups(jnp.asarray(sizes, jnp.int32)), sum(sizes))
     size_of_block = work.size
     count = [-(-size // size_of_block) for size in sizes]
     np.testing.assert_array_equal(work.ends, np.cumsum(count))
@@ -163,73 +208,3 @@ def test_unknown_backend():
         pick("cuda")
     assert pick("auto", "cpu") in BACKENDS
     assert pick("auto", "tpu") in BACKENDS
-
-
-# ---- the experts ------------------------------------------------------------------------------------------------
-
-TOKENS, D, F, R = 90, 4, 3, 150
-
-
-def mlp_in_numpy(x, index, sizes, gate_up, down, weight, dy):
-    """SwiGLU row by row group, with gradients."""
-    x, gate_up, down, weight, dy = (np.asarray(a, np.float64) for a in (x, gate_up, down, weight, dy))
-    dx, d_gate_up, d_down = np.zeros_like(x), np.zeros_like(gate_up), np.zeros_like(down)
-    y, d_weight = np.zeros((len(index), D)), np.zeros(len(index))
-    for g, rows in spans(sizes):
-        rows_x = x[index[rows]]
-        gate, up = rows_x @ gate_up[g, :, 0], rows_x @ gate_up[g, :, 1]
-        sigmoid = 1 / (1 + np.exp(-gate))
-        a = gate * sigmoid * up
-        out, d_out = a @ down[g], dy[rows] * weight[rows, None]
-        y[rows], d_weight[rows] = out * weight[rows, None], (dy[rows] * out).sum(-1)
-        d_a = d_out @ down[g].T
-        d_gate, d_up = d_a * up * sigmoid * (1 + gate * (1 - sigmoid)), d_a * gate * sigmoid
-        d_down[g], d_gate_up[g, :, 0], d_gate_up[g, :, 1] = a.T @ d_out, rows_x.T @ d_gate, rows_x.T @ d_up
-        np.add.at(dx, index[rows], d_gate @ gate_up[g, :, 0].T + d_up @ gate_up[g, :, 1].T)
-    return y, dx, d_gate_up, d_down, d_weight
-
-
-@functools.cache
-def mlp(impl, weighted):
-    """Jitted (x, index, sizes, weights, row_weight, dy) -> y, gradients; index None where rows lie in order."""
-
-    def value(x, weights, row_weight, index, sizes, dy):
-        y = grouped_mlp(x, index, sizes, weights, row_weight if weighted else None, impl=impl)
-        live = jnp.arange(y.shape[0], dtype=jnp.int32)[:, None] < jnp.sum(sizes, dtype=jnp.int32)
-        return jnp.sum(jnp.where(live, y.astype(jnp.float32) * dy, 0)), y
-
-    return harness.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("impl", BACKENDS)
-def test_experts_match_numpy(impl, dtype):
-    """row_index repeats and skips rows, row_weight scales; both absent is the plain form. Empty experts: exactly zero."""
-    rng = np.random.default_rng(1)
-    x, gate_up, down, dy = (
-        jnp.asarray(rng.normal(size=s), dtype) for s in ((TOKENS, D), (4, D, 2, F), (4, F, D), (R, D))
-    )
-    weight, dy = jnp.asarray(rng.random(R), jnp.float32), dy.astype(jnp.float32)
-    index = rng.integers(0, TOKENS, R).astype(np.int32)
-    for sizes in ([20, 0, 130, 0], [0, 0, 0, 60], [R, 0, 0, 0], [0, 0, 0, 0]):
-        for weighted, rows in ((True, index), (False, None)):
-            count = R if weighted else TOKENS
-            sizes = sizes if weighted else [min(s, TOKENS // 2) for s in sizes]
-            (_, y), (dx, dw, d_weight) = mlp(impl, weighted)(
-                x, Weights(gate_up, down), weight[:count], None if rows is None else jnp.asarray(rows),
-                jnp.asarray(sizes, jnp.int32), dy[:count],
-            )  # fmt: skip
-            factors = weight if weighted else np.ones(count)
-            wanted = mlp_in_numpy(
-                x, np.arange(count) if rows is None else rows, sizes, gate_up, down, factors, dy[:count]
-            )
-            got, live = (y, dx, dw.gate_up, dw.down), sum(sizes)
-            for name, a, b in zip(("y", "dx", "gate_up", "down"), got, wanted, strict=False):
-                a = np.asarray(a, np.float64)
-                harness.close(
-                    a[:live] if name == "y" else a, b[:live] if name == "y" else b, 2 * TOLERANCE[dtype], name
-                )
-            if weighted:
-                harness.close(d_weight, wanted[4], 2 * TOLERANCE[dtype], "row_weight")
-            for g, size in enumerate(sizes):
-                assert size or not (np.any(dw.gate_up[g]) or np.any(dw.down[g]))

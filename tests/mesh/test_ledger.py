@@ -14,7 +14,7 @@ from moejax.train import state
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "shapes.md").read_text()
 EVERYTHING = {
     "model.pattern": ("attention+dense", "attention+sparse"), "model.moe.shared_hidden": 8, "model.moe.shared_gate": True,
-    "model.moe.latent": 8, "model.moe.zero_experts": ("constant",), "model.moe.router": "noisy_topk",
+    "model.moe.latent": 8, "model.moe.expert_bias": True, "model.moe.zero_experts": ("constant",), "model.moe.router": "noisy_topk",
 }  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def test_b08_coefficients_are_linear():
 
     def pull(parameters, batch, slope):
         channel = jax.vjp(lambda p: real_sums(p, batch), parameters)[1](slope)[0]["blocks"]["layers"][0]["channel"]
-        return channel["router"], channel["down"]
+        return channel["router"], channel["experts"]
 
     with jax.set_mesh(built.mesh):
         leaves, structure = jax.tree.flatten(small.quick_jit(sums_of)(start.parameters, batch))
@@ -224,7 +224,7 @@ def test_b08_coefficients_are_linear():
         together = added(**dict.fromkeys(LOSSES, 0.5))
     small.close(none, task, 1e-6)
     for name in LOSSES:
-        touched = alone[name][1][0] if name == "orthogonality" else alone[name][0]["logits"]
+        touched = alone[name][1][0]["down"] if name == "orthogonality" else alone[name][0]["logits"]
         assert np.abs(touched).max() > 1e-5, name
         scale = jax.tree.map(np.abs, none)
         for a, b, c in zip(*map(jax.tree.leaves, (double[name], alone[name], scale)), strict=True):

@@ -1,3 +1,4 @@
-from moejax.kernels.grouped_matmul.api import BACKENDS, grouped_matmul, pick
+from moejax.kernels.grouped_matmul.api import BACKENDS, grouped_matmul, grouped_matmul_dw, pick
+from moejax.kernels.grouped_matmul.backend import Groups
 
-__all__ = ["BACKENDS", "grouped_matmul", "pick"]
+__all__ = ["BACKENDS", "Groups", "grouped_matmul", "grouped_matmul_dw", "pick"]

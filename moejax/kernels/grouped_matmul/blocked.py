@@ -7,36 +7,48 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
+from moejax.kernels import quantized
 from moejax.kernels.grouped_matmul import blocks
+from moejax.kernels.grouped_matmul.backend import Backend, Groups
 from moejax.kernels.grouped_matmul.blocks import add_to, overhang, put_rows, rows_at, zeros
+from moejax.kernels.quantized import Quantized
 
 F32 = jnp.float32
 
 
-@jax.custom_vjp
-def grouped_matmul(
-    x: Float[Array, "M K"], w: Float[Array, "G K N"], group_sizes: Int[Array, " G"]
-) -> Float[Array, "M N"]:
-    """See `api.grouped_matmul`."""
-    return _times(x, w, group_sizes)
+def weight_of(w: Array | Quantized, group: Array, dtype: jnp.dtype) -> Array:
+    """One group's weight [K, N]."""
+    return quantized.whole(Quantized(w.values[group], w.scale[group]) if isinstance(w, Quantized) else w[group], dtype)
 
 
-def _times(x: Array, w: Array, group_sizes: Array) -> Array:
-    work = blocks.cut(group_sizes, x.shape[0])
-    padded = overhang(x, work.size)
+def times(x: Array, w: Array, transpose_w: bool) -> Array:
+    """x @ w, or x @ w^T, in fp32."""
+    return jax.lax.dot_general(x, w, (((1,), (1 if transpose_w else 0,)), ((), ())), preferred_element_type=F32)
+
+
+def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array | None, out_dtype: jnp.dtype) -> Array:
+    rows = xs[0].shape[0]
+    work = blocks.cut(groups, rows)
+    padded = [overhang(x, work.size) for x in xs]
 
     def turn(t: Array, y: Array) -> Array:
         group, row, _ = work.locate(t)
-        return put_rows(y, jnp.dot(rows_at(padded, row, work.size), w[group], preferred_element_type=F32), row)
+        parts = [
+            times(rows_at(x, row, work.size), weight_of(w, group, x.dtype), transpose_w)
+            for x, w in zip(padded, ws, strict=True)
+        ]
+        out = sum(parts[1:], parts[0])
+        return put_rows(y, out if bias is None else out + bias[group][None].astype(F32), row)
 
-    y = jax.lax.fori_loop(0, work.total, turn, zeros(x, x.shape[0] + work.size, w.shape[2]))
-    return y[: x.shape[0]]
+    columns = ws[0].shape[1 if transpose_w else 2]
+    y = jax.lax.fori_loop(0, work.total, turn, zeros(xs[0], rows + work.size, columns, dtype=out_dtype))
+    return y[:rows]
 
 
-def _weight_gradient(x: Array, dy: Array, w: Array, group_sizes: Array) -> Array:
-    work = blocks.cut(group_sizes, x.shape[0])
+def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype) -> Array:
+    work = blocks.cut(groups, x.shape[0])
     x, dy = overhang(x, work.size), overhang(dy, work.size)
 
     def turn(t: Array, dw: Array) -> Array:
@@ -45,18 +57,8 @@ def _weight_gradient(x: Array, dy: Array, w: Array, group_sizes: Array) -> Array
         cotangents = jnp.where(mine, rows_at(dy, row, work.size), 0)
         return add_to(dw, jnp.dot(rows.T, cotangents, preferred_element_type=F32), group)
 
-    return jax.lax.fori_loop(0, work.total, turn, zeros(x, *w.shape, dtype=F32)).astype(w.dtype)
+    empty = zeros(x, groups.sizes.shape[0], x.shape[1], dy.shape[1], dtype=F32)
+    return jax.lax.fori_loop(0, work.total, turn, empty).astype(out_dtype)
 
 
-def _forward(x: Array, w: Array, group_sizes: Array):
-    return _times(x, w, group_sizes), (x, w, group_sizes)
-
-
-def _backward(residuals, dy: Array):
-    x, w, group_sizes = residuals
-    dx = _times(dy, w.swapaxes(1, 2), group_sizes)
-    inside = jnp.arange(x.shape[0])[:, None] < jnp.sum(group_sizes)
-    return jnp.where(inside, dx, 0), _weight_gradient(x, dy, w, group_sizes), None
-
-
-grouped_matmul.defvjp(_forward, _backward)
+BACKEND = Backend(_matmul, _weight_gradient)

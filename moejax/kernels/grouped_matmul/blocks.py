@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from moejax.kernels.grouped_matmul.backend import Groups, stops
+
 SMALLEST, LARGEST = 32, 256
 """Rows of a block: below, the cost of a turn of the loop shows; above, nothing is gained."""
 
@@ -47,11 +49,11 @@ def block_size(rows: int, groups: int) -> int:
     return min(LARGEST, max(SMALLEST, 1 << half_mean.bit_length() - 1))
 
 
-def cut(group_sizes: Int[Array, " G"], rows: int) -> Blocks:
-    """The blocks of groups with these sizes, in a buffer of `rows` rows."""
-    size = block_size(rows, group_sizes.shape[0])
-    stops = jnp.cumsum(group_sizes, dtype=jnp.int32)
-    return Blocks(jnp.cumsum(-(-group_sizes // size), dtype=jnp.int32), stops - group_sizes, stops, size)
+def cut(groups: Groups, rows: int) -> Blocks:
+    """The blocks of these groups, in a buffer of `rows` rows."""
+    size = block_size(rows, groups.sizes.shape[0])
+    after = stops(groups)
+    return Blocks(jnp.cumsum(-(-groups.sizes // size), dtype=jnp.int32), after - groups.sizes, after, size)
 
 
 def zeros(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = None) -> Array:

@@ -1,85 +1,137 @@
-"""Portable XLA, fused: gather, gate and up, activation and down in one loop over blocks of rows; likewise backward.
-
-The backward keeps x in token order and the pre-activation h; gathered rows and activations are made again.
-"""
+"""Portable XLA, fused: gather, gate and up, activation and down in one loop over blocks of rows; likewise backward."""
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from moejax.kernels.grouped_matmul import blocks
+from moejax.kernels.activations import Activation
+from moejax.kernels.grouped_matmul import Groups, blocks
+from moejax.kernels.grouped_matmul.api import no_gradient
+from moejax.kernels.grouped_matmul.blocked import times, weight_of
 from moejax.kernels.grouped_matmul.blocks import add_to, overhang, put_rows, rows_at, zeros
-from moejax.kernels.grouped_mlp.weights import Weights, flat, pair, swiglu, swiglu_gradient
+from moejax.kernels.grouped_mlp.composed import Kept, Slopes
+from moejax.kernels.grouped_mlp.weights import Weights
+from moejax.kernels.quantized import Quantized
 
 F32 = jnp.float32
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def grouped_mlp(
-    x: Float[Array, "M D"],
-    row_index: Int[Array, " R"],
-    group_sizes: Int[Array, " E"],
+def rows_needed(rows: int, groups: int) -> int:
+    """Rows of what is kept for the backward pass: the last block may run over the end."""
+    return rows + blocks.block_size(rows, groups)
+
+
+def forward(
+    x: Array,
+    index: Array,
+    groups: Groups,
     weights: Weights,
-    clamp: float | None,
-) -> Float[Array, "R D"]:
-    """See `api.grouped_mlp`."""
-    return _forward(x, row_index, group_sizes, weights, clamp)[0]
+    row_weight: Array | None,
+    activation: Activation,
+    room: int | None = None,
+) -> tuple[Array, Kept]:
+    """y [R, D], and pre-activations [room, F] in the order of rows; `room` as `rows_needed` has it, or more."""
+    rows, hidden = index.shape[0], weights.up.shape[2]
+    work = blocks.cut(groups, rows)
+    size, room = work.size, room or rows + work.size
+    index = overhang(index, size)
+    factors = None if row_weight is None else overhang(row_weight, size)
 
-
-def _forward(x: Array, row_index: Array, group_sizes: Array, weights: Weights, clamp: float | None):
-    rows = row_index.shape[0]
-    work = blocks.cut(group_sizes, rows)
-    size = work.size
-    index, gate_up = overhang(row_index, size), flat(weights.gate_up)
-
-    def turn(t: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        y, h = carry
+    def turn(t: Array, carry: tuple[Array, Kept]) -> tuple[Array, Kept]:
+        y, kept = carry
         group, row, _ = work.locate(t)
         x_block = x[rows_at(index, row, size)]
-        h_block = jnp.dot(x_block, gate_up[group], preferred_element_type=F32).astype(x.dtype)
-        y_block = jnp.dot(swiglu(pair(h_block), clamp), weights.down[group], preferred_element_type=F32)
-        return put_rows(y, y_block, row), put_rows(h, h_block, row)
+        gate_h = _hidden(x_block, weights.gate, weights.gate_bias, group)
+        up_h = _hidden(x_block, weights.up, weights.up_bias, group)
+        a = activation.value(gate_h, up_h).astype(x.dtype)
+        y_block = _plus(times(a, weight_of(weights.down, group, x.dtype), False), weights.down_bias, group)
+        if factors is not None:
+            y_block = y_block.astype(x.dtype).astype(F32) * rows_at(factors, row, size)[:, None]
+        kept = Kept(None if gate_h is None else put_rows(kept.gate_h, gate_h, row), put_rows(kept.up_h, up_h, row))
+        return put_rows(y, y_block, row), kept
 
-    start = zeros(x, rows + size, x.shape[1]), zeros(x, rows + size, gate_up.shape[2])
-    y, h = jax.lax.fori_loop(0, work.total, turn, start)
-    return y[:rows], (x, row_index, group_sizes, weights, h)
+    empty = zeros(x, room, hidden)
+    start = zeros(x, rows + size, x.shape[1]), Kept(None if weights.gate is None else empty, empty)
+    y, kept = jax.lax.fori_loop(0, work.total, turn, start)
+    return y[:rows], kept
 
 
-def _backward(clamp: float | None, residuals, dy: Array):
-    x, row_index, group_sizes, weights, h = residuals
-    rows = row_index.shape[0]
-    work = blocks.cut(group_sizes, rows)
+def backward(
+    x: Array,
+    index: Array,
+    groups: Groups,
+    weights: Weights,
+    row_weight: Array | None,
+    kept: Kept,
+    activation: Activation,
+    dy: Array,
+) -> Slopes:
+    """All gradients for the cotangent dy [R, D] of y."""
+    rows = index.shape[0]
+    work = blocks.cut(groups, rows)
     size = work.size
-    index, gate_up, dy = overhang(row_index, size), flat(weights.gate_up), overhang(dy, size)
+    index, dy = overhang(index, size), overhang(dy, size)
+    factors = None if row_weight is None else overhang(row_weight, size)
 
-    def turn(t: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        dx_rows, d_gate_up, d_down = carry
+    def turn(t: Array, slopes: Slopes) -> Slopes:
         group, row, mine = work.locate(t)
         x_block = jnp.where(mine, x[rows_at(index, row, size)], 0)
         dy_block = jnp.where(mine, rows_at(dy, row, size), 0)
-        h_block = jnp.where(mine, rows_at(h, row, size), 0)
-        da_block = jnp.dot(dy_block, weights.down[group].T, preferred_element_type=F32).astype(x.dtype)
-        a_block: Array = swiglu(pair(h_block), clamp)  # pyright: ignore[reportAssignmentType]
-        dh_block = swiglu_gradient(pair(h_block), da_block, clamp).reshape(h_block.shape)
-        dx_block = jnp.dot(dh_block, gate_up[group].T, preferred_element_type=F32)
-        d_gate_up = add_to(d_gate_up, jnp.dot(x_block.T, dh_block, preferred_element_type=F32), group)
-        d_down = add_to(d_down, jnp.dot(a_block.T, dy_block, preferred_element_type=F32), group)
-        return put_rows(dx_rows, dx_block, row), d_gate_up, d_down
+        gate_h, up_h = (None if h is None else jnp.where(mine, rows_at(h, row, size), 0) for h in kept)
+        a = activation.value(gate_h, up_h)
+        da = times(dy_block, weight_of(weights.down, group, x.dtype), True)
+        d_weight = slopes.row_weight
+        if factors is not None:
+            factor = jnp.where(mine, rows_at(factors, row, size)[:, None], 0)
+            sums = jnp.sum(da * a, axis=1)
+            if weights.down_bias is not None:
+                sums = sums + times(dy_block, weights.down_bias[group][:, None].astype(x.dtype), False)[:, 0]
+            d_weight, da, a = put_rows(d_weight, sums, row), da * factor, a * factor
+            dy_bias = dy_block.astype(F32) * factor
+        else:
+            dy_bias = dy_block.astype(F32)
+        slope_of = dict(zip(("gate", "up"), activation.gradient(gate_h, up_h, da), strict=True))
+        slope_of = {name: jnp.where(mine, s, 0) for name, s in slope_of.items() if s is not None}
+        cast = {name: s.astype(x.dtype) for name, s in slope_of.items()}
+        d_x = sum(times(s, weight_of(getattr(weights, name), group, x.dtype), True) for name, s in cast.items())
 
-    start = zeros(x, rows + size, x.shape[1]), *(zeros(x, *w.shape, dtype=F32) for w in (gate_up, weights.down))
-    dx_rows, d_gate_up, d_down = jax.lax.fori_loop(0, work.total, turn, start)
-    live = jnp.arange(rows)[:, None] < jnp.sum(group_sizes)
-    dx = jnp.zeros_like(x).at[row_index].add(jnp.where(live, dx_rows[:rows], 0))
-    gradients = Weights(
-        d_gate_up.reshape(weights.gate_up.shape).astype(weights.gate_up.dtype), d_down.astype(weights.down.dtype)
-    )
-    no_gradient = np.zeros((), jax.dtypes.float0)
-    return dx, np.broadcast_to(no_gradient, row_index.shape), np.broadcast_to(no_gradient, group_sizes.shape), gradients
+        d = slopes.weights._asdict()
+        for name, s in cast.items():
+            d[name] = _add(d[name], x_block, s, group)
+            d[f"{name}_bias"] = _add_sum(d[f"{name}_bias"], slope_of[name], group)
+        d["down"] = _add(d["down"], a.astype(x.dtype), dy_block, group)
+        d["down_bias"] = _add_sum(d["down_bias"], dy_bias, group)
+        return Slopes(put_rows(slopes.rows, d_x, row), Weights(**d), d_weight)
+
+    none = Weights(*(_no_slope(x, w) for w in weights))
+    d_weight = None if row_weight is None else zeros(x, rows + size, dtype=F32)
+    slopes = jax.lax.fori_loop(0, work.total, turn, Slopes(zeros(x, rows + size, x.shape[1]), none, d_weight))
+    found = Weights(*(_finished(w, d) for w, d in zip(weights, slopes.weights, strict=True)))
+    return Slopes(slopes.rows[:rows], found, None if d_weight is None else slopes.row_weight[:rows])
 
 
-grouped_mlp.defvjp(_forward, _backward)
+def _hidden(x: Array, w: Array | Quantized | None, bias: Array | None, group: Array) -> Array | None:
+    """The pre-activation of one factor, rounded as it is kept."""
+    return None if w is None else _plus(times(x, weight_of(w, group, x.dtype), False), bias, group).astype(x.dtype)
+
+
+def _plus(rows: Array, bias: Array | None, group: Array) -> Array:
+    return rows if bias is None else rows + bias[group][None].astype(F32)
+
+
+def _no_slope(x: Array, w: Array | Quantized | None) -> Array | None:
+    return None if w is None or isinstance(w, Quantized) else zeros(x, *w.shape, dtype=F32)
+
+
+def _finished(w: Array | Quantized | None, slope: Array | None) -> Array | Quantized | None:
+    return no_gradient(w) if slope is None or isinstance(w, Quantized | None) else slope.astype(w.dtype)
+
+
+def _add(slope: Array | None, rows: Array, cotangents: Array, group: Array) -> Array | None:
+    return None if slope is None else add_to(slope, jnp.dot(rows.T, cotangents, preferred_element_type=F32), group)
+
+
+def _add_sum(slope: Array | None, rows: Array, group: Array) -> Array | None:
+    return None if slope is None else add_to(slope, jnp.sum(rows, axis=0), group)

@@ -2,7 +2,7 @@
 
 route(assignment, plan) -> Route          permutation, counts and offsets; serves several arrays
 dispatch(route, x [G,S,D]) -> rows        tokens to the devices that own their experts
-experts(route, rows, weights, impl, clamp) -> rows
+experts(route, rows, weights, impl, activation) -> rows
 combine(route, rows) -> y [G,S,D]         sum of gate * row, back in token order, fp32
 regate(route, gate [G,A]) -> Route        the same places with other gates
 sums(route) -> Stats                      what the exchange took, in integers; it depends on the mesh (TRAFFIC)

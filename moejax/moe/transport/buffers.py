@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moejax import collectives
-from moejax.kernels.grouped_mlp.weights import Weights, flat, pair, swiglu
+from moejax.kernels.activations import Activation, activated
+from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import pieces
 from moejax.moe.names import EXCHANGED, keep
 from moejax.moe.transport.plan import Plan
@@ -27,19 +28,22 @@ def to_groups(buffers: Float[Array, "L GG c D"], plan: Plan) -> Float[Array, "E 
 
 
 def experts(
-    route: object, buffers: Float[Array, "L GG c D"], weights: tuple[Weights, ...], impl: str, clamp: float | None
+    route: object, buffers: Float[Array, "L GG c D"], weights: tuple[Weights, ...], impl: str, activation: Activation
 ) -> Float[Array, "L GG c D"]:
     """Every expert on its slots, one class of widths after another."""
     parts = jnp.split(buffers, len(weights), axis=0)
-    return jnp.concatenate([_class(part, w, clamp) for part, w in zip(parts, weights, strict=True)], axis=0)
+    return jnp.concatenate([_class(part, w, activation) for part, w in zip(parts, weights, strict=True)], axis=0)
 
 
-def _class(buffers: Array, weights: Weights, clamp: float | None) -> Array:
+def _class(buffers: Array, weights: Weights, activation: Activation) -> Array:
     """The groups are equal, so a batched matmul is the grouped one."""
-    local, groups, slots, width = buffers.shape
-    x = buffers.reshape(local, groups * slots, width)
-    h = jnp.einsum("lnd,ldf->lnf", x, flat(weights.gate_up), preferred_element_type=jnp.float32).astype(x.dtype)
-    y = jnp.einsum("lnf,lfd->lnd", swiglu(pair(h), clamp), weights.down, preferred_element_type=jnp.float32).astype(
-        x.dtype
-    )
-    return y.reshape(buffers.shape)
+    x = buffers.reshape(buffers.shape[0], -1, buffers.shape[-1])
+
+    def times(rows: Array, w: Array | None, bias: Array | None) -> Array | None:
+        if w is None:
+            return None
+        y = jnp.einsum("lnk,lkm->lnm", rows, w, preferred_element_type=jnp.float32)
+        return (y if bias is None else y + bias[:, None].astype(jnp.float32)).astype(x.dtype)
+
+    h = times(x, weights.gate, weights.gate_bias), times(x, weights.up, weights.up_bias)
+    return times(activated(*h, activation), weights.down, weights.down_bias).reshape(buffers.shape)  # pyright: ignore[reportOptionalMemberAccess]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moejax.arrays import Assignment, SoftAssignment, Stats
+from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe.transport.api import Transport
 from moejax.moe.transport.plan import Plan
@@ -35,8 +36,8 @@ def chunked(carrier: Transport, number: int) -> Transport:
     def dispatch(routes: tuple, x: Float[Array, "G S D"]) -> tuple:
         return tuple(carrier.dispatch(*pair) for pair in zip(routes, split(x), strict=True))
 
-    def experts(routes: tuple, rows: tuple, weights: tuple[Weights, ...], impl: str, clamp: float | None) -> tuple:
-        return tuple(carrier.experts(*pair, weights, impl, clamp) for pair in zip(routes, rows, strict=True))
+    def experts(routes: tuple, rows: tuple, weights: tuple[Weights, ...], impl: str, activation: Activation) -> tuple:
+        return tuple(carrier.experts(*pair, weights, impl, activation) for pair in zip(routes, rows, strict=True))
 
     def combine(routes: tuple, rows: tuple) -> Float[Array, "G S D"]:
         return jnp.concatenate([carrier.combine(*pair) for pair in zip(routes, rows, strict=True)])

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from moejax import collectives
 from moejax.arrays import Assignment, count
+from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import pieces
 from moejax.moe.names import EXCHANGED, keep
@@ -64,21 +65,20 @@ def regate(route: Route, gate: Float[Array, "G A"]) -> Route:
 def dispatch(route: Route, x: Float[Array, "G S D"]) -> Rows:
     """All tokens of the expert axis and the index of each sorted row into them."""
     index = jnp.zeros_like(route.row).at[route.row].set(route.token, mode="drop", unique_indices=False)
-    return Rows(keep(_all(x.reshape(-1, x.shape[-1]), route.plan), EXCHANGED), index)
+    inverse = route.row.reshape(route.groups * route.plan.tokens, -1) if route.plan.by_token else None
+    return Rows(keep(_all(x.reshape(-1, x.shape[-1]), route.plan), EXCHANGED), index, inverse)
 
 
 def experts(
-    route: Route, rows: Rows, weights: tuple[Weights, ...], impl: str, clamp: float | None
+    route: Route, rows: Rows, weights: tuple[Weights, ...], impl: str, activation: Activation
 ) -> Float[Array, "R D"]:
     """The local experts on their rows."""
-    return local.experts(rows, route.group_sizes, weights, impl, clamp)
+    return local.experts(rows, route.group_sizes, weights, impl, activation)
 
 
 def combine(route: Route, rows: Float[Array, "R D"]) -> Float[Array, "G S D"]:
     """Gated rows summed by token over the local experts, then over the expert axis, each device keeping its own tokens."""
-    ours = route.row < route.row.shape[0]
-    mine = rows.at[route.row].get(mode="fill", fill_value=0).astype(jnp.float32)
-    gated = mine * jnp.where(ours, route.gate, 0)[:, None]
-    y = jnp.zeros_like(gated, shape=(route.groups * route.plan.tokens, rows.shape[-1])).at[route.token].add(gated)
+    tokens = route.groups * route.plan.tokens
+    y = local.home(rows, route.row, route.token, route.gate, tokens, route.plan.by_token)
     own = collectives.psum_scatter(y, route.plan.axis)
     return own.reshape(-1, route.plan.tokens, rows.shape[-1])

@@ -30,6 +30,8 @@ class Plan:
     """Rows that a device can receive in one round of an exchange, as a multiple of its fair share."""
     exchange: str = "auto"
     """How rows are exchanged, a name in moejax.moe.transport.exchange.EXCHANGES, or auto."""
+    by_token: bool = False
+    """Whether a group's assignments lie token by token, equally many of each."""
     classes: int = 1
     """Widths of experts; a device holds equally many of each, class by class."""
 

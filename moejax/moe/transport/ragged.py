@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from moejax import collectives
 from moejax.arrays import Assignment, Stats, count
+from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import pieces
 from moejax.moe.names import EXCHANGED, keep
@@ -110,27 +111,26 @@ def dispatch(route: Route, x: Float[Array, "G S D"]) -> Rows:
 
 
 def experts(
-    route: Route, rows: Rows, weights: tuple[Weights, ...], impl: str, clamp: float | None
+    route: Route, rows: Rows, weights: tuple[Weights, ...], impl: str, activation: Activation
 ) -> Float[Array, "N D"]:
     """This device's sorted rows, each through its expert wherever that is; zero past the last one kept."""
     x, route = rows.x, route._replace(source=rows.row_index)
-    first = _round(jnp.zeros_like(route.rounds), route, x, weights, impl, clamp)
+    first = _round(jnp.zeros_like(route.rounds), route, x, weights, impl, activation)
     most = route.source.shape[0]
     if _slots(route.plan, most) >= most:  # one round holds whatever comes
         return first
-    further: Array = _further(x, weights, route, impl, clamp)  # pyright: ignore[reportAssignmentType]
+    further: Array = _further(x, weights, route, impl, activation)  # pyright: ignore[reportAssignmentType]
     return first + further
 
 
 def combine(route: Route, rows: Float[Array, "N D"]) -> Float[Array, "G S D"]:
     """Each kept assignment's row times its gate, summed by token, in fp32."""
 
-    def one(row: Array, token: Array, gate: Array) -> Array:
-        mine = rows.at[row].get(mode="fill", fill_value=0).astype(jnp.float32)
-        gated = mine * jnp.where(row < rows.shape[0], gate, 0)[:, None]
-        return jnp.zeros_like(gated, shape=(route.plan.tokens, rows.shape[-1])).at[token].add(gated)
-
-    return jax.vmap(one)(route.row, route.token, route.gate)
+    groups, tokens = route.row.shape[0], route.plan.tokens
+    token = tokens * jnp.arange(groups, dtype=jnp.int32)[:, None] + route.token
+    row, token, gate = (a.reshape(-1) for a in (route.row, token, route.gate))
+    y = local.home(rows, row, token, gate, groups * tokens, route.plan.by_token)
+    return y.reshape(groups, tokens, -1)
 
 
 def sums(route: Route) -> Stats:
@@ -177,13 +177,13 @@ def _round(
     x: Float[Array, "M D"],
     weights: tuple[Weights, ...],
     impl: str,
-    clamp: float | None,
+    activation: Activation,
 ) -> Float[Array, "N D"]:
     """What one round makes of this device's sorted rows; zero for those it does not move."""
     w, swap = _window(t, route), exchange.of(route.plan)
     send = x[route.source[w.source.reshape(-1)]].reshape(*w.source.shape, x.shape[-1])
     arrived = keep(swap(send, w.sent, w.received).reshape(-1, x.shape[-1]), EXCHANGED)
-    y = local.experts(Rows(arrived, w.row_index), w.group_sizes, weights, impl, clamp)
+    y = local.experts(Rows(arrived, w.row_index, w.place[:, None]), w.group_sizes, weights, impl, activation)
     y = y.at[w.place].get(mode="fill", fill_value=0).reshape(send.shape)
     home = keep(swap(y, w.received, w.sent).reshape(-1, x.shape[-1]), EXCHANGED)
     return home.at[w.back].get(mode="fill", fill_value=0)
@@ -191,28 +191,28 @@ def _round(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _further(
-    x: Float[Array, "M D"], weights: tuple[Weights, ...], route: Route, impl: str, clamp: float | None
+    x: Float[Array, "M D"], weights: tuple[Weights, ...], route: Route, impl: str, activation: Activation
 ) -> Float[Array, "N D"]:
     """The rounds after the first."""
 
     def turn(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         t, y = carry
-        return t + 1, y + _round(t, route, x, weights, impl, clamp)
+        return t + 1, y + _round(t, route, x, weights, impl, activation)
 
     start = jnp.ones_like(route.rounds), jnp.zeros_like(x, shape=(route.source.shape[0], x.shape[1]))
     return jax.lax.while_loop(lambda carry: carry[0] < route.rounds, turn, start)[1]
 
 
-def _further_forward(x: Array, weights: tuple[Weights, ...], route: Route, impl: str, clamp: float | None):
-    return _further(x, weights, route, impl, clamp), (x, weights, route)
+def _further_forward(x: Array, weights: tuple[Weights, ...], route: Route, impl: str, activation: Activation):
+    return _further(x, weights, route, impl, activation), (x, weights, route)
 
 
-def _further_backward(impl: str, clamp: float | None, kept: tuple, dy: Array):
+def _further_backward(impl: str, activation: Activation, kept: tuple, dy: Array):
     x, weights, route = kept
 
     def turn(carry):
         t, sums = carry
-        pull = jax.vjp(lambda x, w: _round(t, route, x, w, impl, clamp), x, weights)[1]
+        pull = jax.vjp(lambda x, w: _round(t, route, x, w, impl, activation), x, weights)[1]
         return t + 1, jax.tree.map(jnp.add, sums, pull(dy))
 
     start = jnp.ones_like(route.rounds), jax.tree.map(jnp.zeros_like, (x, weights))

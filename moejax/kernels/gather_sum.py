@@ -1,0 +1,62 @@
+"""Rows summed by where they belong, as a gather: no scatter-add, so nothing depends on the order of arrival."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from moejax import collectives
+
+F32 = jnp.float32
+
+
+def gather_sum(
+    rows: Float[Array, "R D"], index: Int[Array, "N K"], weights: Float[Array, "N K"] | None = None
+) -> Float[Array, "N D"]:
+    """f32 sum over k of weights[n, k] * rows[index[n, k]].
+
+    An index past the end adds nothing, whatever its weight. No row may be named twice: each row's gradient is one gather too."""
+    return _gather_sum(*collectives.vary_together(rows, index, weights))
+
+
+@jax.custom_vjp
+def _gather_sum(rows: Array, index: Array, weights: Array | None) -> Array:
+    return _sum(rows, index, weights)
+
+
+def _sum(rows: Array, index: Array, weights: Array | None) -> Array:
+    taken = rows.at[index].get(mode="fill", fill_value=0).astype(F32)
+    return jnp.sum(taken if weights is None else taken * _live(index, rows, weights)[..., None], axis=1)
+
+
+def _live(index: Array, rows: Array, weights: Array) -> Array:
+    """Weights, zero where no row is named: one of them may be NaN, and zero times NaN is none."""
+    return jnp.where(index < rows.shape[0], weights, 0)
+
+
+def _forward(rows: Array, index: Array, weights: Array | None):
+    return _sum(rows, index, weights), (rows, index, weights)
+
+
+def _backward(kept: tuple, dy: Array):
+    rows, index, weights = kept
+    count, (_, choices) = rows.shape[0], index.shape
+    flat = index.reshape(-1)
+    place = jnp.full_like(flat, flat.shape[0], shape=(count,))
+    place = place.at[flat].set(jnp.arange(flat.shape[0], dtype=jnp.int32), mode="drop")
+    d_rows = dy.at[place // choices].get(mode="fill", fill_value=0)
+    if weights is None:
+        return d_rows.astype(rows.dtype), _none(index), None
+    factor = weights.reshape(-1).at[place].get(mode="fill", fill_value=0)
+    taken = rows.at[index].get(mode="fill", fill_value=0).astype(F32)
+    d_weights = jnp.sum(taken * dy[:, None, :], axis=-1)
+    return (d_rows * factor[:, None]).astype(rows.dtype), _none(index), d_weights.astype(weights.dtype)
+
+
+def _none(index: Array) -> np.ndarray:
+    return np.zeros(index.shape, jax.dtypes.float0)
+
+
+_gather_sum.defvjp(_forward, _backward)

@@ -1,0 +1,29 @@
+"""Weights kept as int8 with one fp32 scale for each output column: what a frozen expert is read from when memory traffic is the limit.
+
+The numbers come from qwix, symmetric and calibrated by the largest value of a column; this module knows only what they mean.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Quantized(NamedTuple):
+    """values * scale. It is frozen: its gradient is zero."""
+
+    values: Int[Array, "G K N"]
+    scale: Float[Array, "G 1 N"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
+def whole(w: Array | Quantized, dtype: jnp.dtype) -> Float[Array, "..."]:
+    """The weights as an array, for backends that do not read int8 themselves."""
+    if not isinstance(w, Quantized):
+        return w
+    return (w.values.astype(jnp.float32) * w.scale).astype(dtype)
