@@ -9,6 +9,7 @@ here = pathlib.Path(__file__).parent
 version = re.search(r'__version__ = "(.*)"', (here / "moejax" / "__init__.py").read_text()).group(1)
 
 plot = ["matplotlib"]
+quant = ["qwix"]
 tests = ["pytest", "pytest-xdist", "jaxtyping", "beartype"]
 
 setup(
@@ -38,8 +39,9 @@ setup(
     ],
     extras_require={
         "plot": plot,
+        "quant": quant,
         "profile": ["xprof", "tensorboard"],
         "tpu": ["jax[tpu]"],
-        "dev": [*plot, *tests, "ruff", "pyright"],
+        "dev": [*plot, *quant, *tests, "ruff", "pyright"],
     },
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 
@@ -23,3 +25,53 @@ def overlapping(platform: str) -> dict[str, dict[str, str]]:
 def quick_compile() -> dict[str, int] | None:
     """Compiler options for what runs once: on CPU, compiling random bits takes longer than drawing them ever will."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+def shaped_like(x: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
+    """The type of an array made from x by a kernel: inside shard_map it varies over the same mesh axes."""
+    kind = jax.typeof(x)
+    if hasattr(kind, "mat"):
+        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind.mat)
+    return jax.ShapeDtypeStruct(shape, dtype, vma=kind.vma)  # pyright: ignore[reportCallIssue]
+
+
+def gpu_interpreter() -> Any:
+    """Parameters of the interpreter of Mosaic GPU kernels on a CPU, as strict as the version has them.
+
+    Up to jax 0.11 it does not know that TMA reads zeros out of bounds: memory that nobody wrote is zero there, and NaN later.
+    """
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    if jax.__version_info__ >= (0, 12):
+        return InterpretGPUParams(detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise")
+    return InterpretGPUParams(detect_races=True, uninitialized_memory="zero", out_of_bounds_reads="uninitialized")
+
+
+def interpreted_races() -> bool:
+    """Whether the kernel that was interpreted last had a race."""
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+    return gpu_callbacks.get_races().races_found
+
+
+def transposed_ref(ref: Any) -> Any:
+    """The transposed view of a matrix in a GPU's shared memory."""
+    from jax.experimental.pallas import mosaic_gpu
+
+    return ref.transpose((1, 0)) if jax.__version_info__ >= (0, 12) else mosaic_gpu.transpose_ref(ref, (1, 0))
+
+
+def load_shared(ref: Any, layout: Any, interpret: Any) -> jax.Array:
+    """The values of a ref in a GPU's shared memory, in registers laid out so. The interpreter knows this load from jax 0.12 on."""
+    from jax.experimental.pallas import mosaic_gpu
+
+    if jax.__version_info__ >= (0, 12):
+        return mosaic_gpu.load(ref, layout=layout)  # pyright: ignore[reportCallIssue]
+    return ref[...] if interpret else mosaic_gpu.load(ref, (), layout=layout)
+
+
+def tpu_interpreter() -> Any:
+    """Parameters of the interpreter of TPU kernels on a CPU."""
+    from jax.experimental.pallas import tpu
+
+    return tpu.InterpretParams()

@@ -92,6 +92,12 @@ def platform() -> str:
     return jax.default_backend() if device is None or device.platform is None else device.platform
 
 
+def device_kind() -> str:
+    """Kind of the devices of the mesh in use, as JAX names it."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def of_parameter(variable: Any, mesh: jax.sharding.Mesh) -> NamedSharding:
     """The sharding that an nnx.Param made with `dims=` is stored in."""
     return NamedSharding(mesh, spec(*variable.get_metadata("dims"), ndim=variable.get_value().ndim))

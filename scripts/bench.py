@@ -1,5 +1,8 @@
 """Times parts of the library against what they should be compared with, in turn within one run.
 
+    block        the whole sparse block against --against: dense, ragged_dot, hf (with --torch=PYTHON)
+    gpu_kernels  the Hopper kernels on an NVIDIA GPU: TFLOP/s beside ragged_dot, tokamax and a dense matmul
+    tpu_kernels  the TPU kernels compiled for four chips: memory, code, the compiler's schedule (needs libtpu; an hour)
     layer        the sparse layer against the dense twin of equal active FLOPs and against its own matmuls
     routers      every router in the default experiment, cut short: loss, drops, load (half an hour)
     balancers    every balancer: steps to even out a skewed router, loss at equal budget, overhead (half an hour)
@@ -14,11 +17,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 
 from moejax import cli, config
-from moejax.bench import balancers, layer, meshes, routers, statistics, transport
+from moejax.bench import balancers, block, gpu_kernels, layer, meshes, routers, statistics, tpu_kernels, transport
 from moejax.errors import UserError
 from moejax.train import check
 
@@ -28,7 +33,13 @@ ROUNDS = flags.DEFINE_integer("rounds", 30, "times each function is run", lower_
 
 PICTURE = flags.DEFINE_string("picture", None, "file for the bench's picture, a PNG (meshes)")
 
+AGAINST = flags.DEFINE_list("against", None, "what to compare with (block): a list")
+TORCH = flags.DEFINE_string("torch", None, "a Python interpreter that has torch and transformers (block)")
+
 BENCHES = {
+    "block": block,
+    "gpu_kernels": gpu_kernels,
+    "tpu_kernels": tpu_kernels,
     "layer": layer,
     "meshes": meshes,
     "routers": routers,
@@ -41,15 +52,30 @@ BENCHES = {
 def main(names: list[str]) -> None:
     if len(names) != 1 or names[0] not in BENCHES:
         raise UserError(f"name one bench of: {', '.join(BENCHES)}; for example python scripts/bench.py layer")
-    cfg = config.Config() if CONFIG.value is None else cli.resolved(CONFIG)
-    check.check(cfg)
     bench = BENCHES[names[0]]
+    cfg = getattr(bench, "DEFAULT", config.Config()) if CONFIG.value is None else cli.resolved(CONFIG)
+    check.check(cfg)
     if PICTURE.value is not None and not hasattr(bench, "draw"):
         raise UserError(f"--picture={PICTURE.value}: bench {names[0]} draws none; leave it out")
-    result = bench.run(cfg, ROUNDS.value)
+    result = bench.run(cfg, ROUNDS.value, **_peers(names[0], bench))
     if PICTURE.value is not None:
         Path(PICTURE.value).expanduser().write_bytes(bench.draw(result))
     print(json.dumps(result, indent=1) if JSON.value else bench.table(result))
+
+
+def _peers(name: str, bench: ModuleType) -> dict[str, Any]:
+    """What a bench that compares is told of the others; other benches are told nothing."""
+    choices = getattr(bench, "AGAINST", ())
+    if not choices:
+        if AGAINST.value is not None or TORCH.value is not None:
+            raise UserError(f"--against and --torch: bench {name} compares with nothing else; leave them out")
+        return {}
+    if AGAINST.value is None:
+        return {"torch": TORCH.value}
+    unknown = [peer for peer in AGAINST.value if peer not in choices]
+    if unknown:
+        raise UserError(f"--against={','.join(AGAINST.value)}: {unknown[0]!r} is not one of {', '.join(choices)}")
+    return {"against": tuple(AGAINST.value), "torch": TORCH.value}
 
 
 if __name__ == "__main__":

@@ -52,13 +52,8 @@ def _case(cfg: config.Config, mesh: jax.sharding.Mesh, skew: str, rounds: int) -
     """One skew: all six functions timed in turn."""
     model = dataclasses.replace(cfg.model, hidden=cfg.model.moe.top_k * cfg.model.moe.hidden)
     sparse, dense = Sparse(model, rngs=nnx.Rngs(0)), Dense(model, rngs=nnx.Rngs(1))
-    # A constant feature lets the router's own weight carry the skew: the layer is run as it is.
-    constant = (jnp.arange(model.width) == 0)[:, None]
-    carried = jnp.asarray(SKEWS[skew](model.moe.num_experts), jnp.float32)[None, :]
-    weight = sparse.router["logits"]
-    weight[...] = jnp.where(constant, carried, weight[...])
-    x = jax.random.normal(jax.random.key(2), (cfg.data.batch, cfg.data.context, model.width))
-    x = placed(x.at[..., 0].set(1.0).astype(model.compute_dtype))
+    lean(sparse, skew)
+    x = inputs(cfg)
     context, mode = context_of(cfg), Mode(training=True, capacity_factor=model.moe.capacity_factor)
 
     def layer(module: nnx.Module, x: jax.Array) -> jax.Array:
@@ -81,6 +76,20 @@ def _case(cfg: config.Config, mesh: jax.sharding.Mesh, skew: str, rounds: int) -
             "outside_matmuls": round(1 - ms["matmuls"].median / ms["sparse"].median, 3),
         }
     return result
+
+
+def lean(sparse: Sparse, skew: str) -> None:
+    """Gives the router a skew: the weight of feature 0, which `inputs` holds at 1, so that the layer is run as it is."""
+    constant = (jnp.arange(sparse.router["logits"].shape[0]) == 0)[:, None]
+    carried = jnp.asarray(SKEWS[skew](sparse.moe.num_experts), jnp.float32)[None, :]
+    weight = sparse.router["logits"]
+    weight[...] = jnp.where(constant, carried, weight[...])
+
+
+def inputs(cfg: config.Config, seed: int = 2) -> jax.Array:
+    """Normal vectors [B, T, D] in the compute type, with a constant feature."""
+    x = jax.random.normal(jax.random.key(seed), (cfg.data.batch, cfg.data.context, cfg.model.width))
+    return placed(x.at[..., 0].set(1.0).astype(cfg.model.compute_dtype))
 
 
 def placed(tree: Any) -> Any:

@@ -30,18 +30,27 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return {name: Times(*(float(np.percentile(s, q)) for q in (50, 10, 90))) for name, s in seconds.items()}
 
 
-def samples(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function, called once a round in an order that rotates, after one round that compiles."""
-    names = list(calls)
+def samples(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, clocks: Mapping[str, Callable[[], float]] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each function, called once a round in an order that rotates, after one round that compiles.
+
+    `clocks` are functions that return their own seconds: what runs in another process."""
+    timed = {name: lambda call=call: _seconds(call) for name, call in calls.items()} | dict(clocks or {})
+    names = list(timed)
     for name in names:
-        jax.block_until_ready(calls[name]())
+        timed[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            began = time.perf_counter()
-            jax.block_until_ready(calls[name]())
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(timed[name]())
     return seconds
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
 
 
 def ratios(calls: Mapping[str, Callable[[], Any]], base: str, rounds: int) -> dict[str, dict[str, float]]:

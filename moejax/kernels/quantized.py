@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -22,8 +23,16 @@ class Quantized(NamedTuple):
         return self.values.shape
 
 
-def whole(w: Array | Quantized, dtype: jnp.dtype) -> Float[Array, "..."]:
+def whole(w: Array | Quantized, dtype: jax.typing.DTypeLike) -> Float[Array, "..."]:
     """The weights as an array, for backends that do not read int8 themselves."""
     if not isinstance(w, Quantized):
         return w
     return (w.values.astype(jnp.float32) * w.scale).astype(dtype)
+
+
+def int8(w: Float[Array, "G K N"]) -> Quantized:
+    """The nearest int8 weights, each column scaled by its largest value; needs qwix (pip install moejax[quant])."""
+    import qwix
+
+    found = qwix.quantize(w, jnp.int8, channelwise_axes=(0, 2))
+    return Quantized(found.qvalue, found.scale.astype(jnp.float32))

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from moejax.errors import ConfigError
-from moejax.kernels.grouped_matmul import BACKENDS, Groups, blocks, grouped_matmul, grouped_matmul_dw, pick
+from moejax.kernels.grouped_matmul import BACKENDS, Groups, backend, blocks, grouped_matmul, grouped_matmul_dw, pick
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
+PLAIN = [name for name in BACKENDS if backend(name).platform is None]
+"""Those whose kernels are not interpreted here; the others have batteries of their own, and go through the interface below."""
 M, K, N = 301, 6, 5  # several blocks of whatever size, and a part of one
 SIZES = {
     1: {"all": [M], "part": [200], "none": [0]},
@@ -87,20 +89,20 @@ def compare(impl, groups, sizes, dtype):
 
 
 @pytest.mark.parametrize("groups", SIZES)
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_matches_numpy(impl, groups):
     """fp32, bit-equal when run twice; empty groups get exactly zero gradient and rows past the groups too."""
     for sizes in SIZES[groups].values():
         compare(impl, groups, sizes, "float32")
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_matches_numpy_in_bfloat16(impl):
     for sizes in SIZES[8].values():
         compare(impl, 8, sizes, "bfloat16")
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_random_sizes(impl):
     """Group sizes drawn at random, half of them empty: one compilation, many cuts."""
     rng = np.random.default_rng(5)
@@ -109,7 +111,7 @@ def test_random_sizes(impl):
         compare(impl, 8, [int(s) for s in shares * rng.integers(0, M + 1)], "float32")
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_b14_nan_past_the_last_group(impl):
     """Rows that no group owns may hold NaN, in the operand and in the cotangent, and nothing else changes by a bit."""
     x, w, dy = operands(8)
@@ -122,7 +124,7 @@ def test_b14_nan_past_the_last_group(impl):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_transposed_weights(impl):
     x, w, dy = operands(3)
     sizes = jnp.asarray(SIZES[3]["blocks"], jnp.int32)
@@ -134,7 +136,7 @@ def test_transposed_weights(impl):
     harness.close(dw_.swapaxes(1, 2), dw)
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_a_part_of_the_groups(impl):
     """Weights of groups 3, 4 and 5 of eight, with a bias: values and gradients of their rows alone, exactly zero for the others."""
     x, w, dy = operands(8)
@@ -162,7 +164,7 @@ def test_a_part_of_the_groups(impl):
     assert not np.asarray(dx)[~own[:, 0]].any()
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_weight_gradient_alone(impl):
     """On top of what is there, for a part of the groups, in another type; nothing is added for an empty group."""
     x, w, dy = operands(8)
@@ -178,6 +180,12 @@ def test_a_part_of_the_groups_must_be_named():
     x, w, _ = operands(3)
     with pytest.raises(ValueError, match="8 group sizes for 3 weights: give group_offset"):
         grouped_matmul(x, w, jnp.zeros(8, jnp.int32), impl="blocked")
+
+
+@pytest.mark.parametrize("impl", sorted(set(BACKENDS) - set(PLAIN)))
+def test_kernels_through_the_interface(impl):
+    """Interpreted, with their gradients: the same battery, one cut of the rows."""
+    compare(impl, 3, SIZES[3]["empty first"], "float32")
 
 
 def test_blocks_past_the_int32_middle():

@@ -1,6 +1,7 @@
 """Every way through a layer of experts against NumPy float64, values and gradients: activations, biases, weights of rows (B13, B14)."""
 
 import functools
+import sys
 
 import harness
 import jax
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 
 from moejax.errors import ConfigError
-from moejax.kernels import activations
+from moejax.kernels import activations, quantized
 from moejax.kernels.activations import Activation
 from moejax.kernels.gather_sum import gather_sum
-from moejax.kernels.grouped_matmul import BACKENDS, Groups
+from moejax.kernels.grouped_matmul import BACKENDS, Groups, backend
 from moejax.kernels.grouped_mlp import Weights, batched, cpu, grouped_mlp
 from moejax.kernels.grouped_mlp import api as mlp_api
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
+PLAIN = [name for name in BACKENDS if backend(name).platform is None]
 TOKENS, D, F, R, E = 90, 4, 3, 150, 4
 TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2}
 LAYOUTS = {
@@ -156,19 +158,26 @@ def compare(impl, activation, biases=False, dtype="float32", weighted=True, inde
             harness.close(d_weight, d_weight_, tolerance, "row_weight")
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_experts_match_numpy(impl, name):
     """Every activation with biases and weights of rows, rows repeated and skipped by their index. Twice the same bits."""
     compare(impl, ACTIVATIONS[name], biases=True)
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_plain_forms(impl):
     """Without biases, without weights, rows as they lie; in bfloat16; with the inverse index, whose gradient of x is a gather."""
     compare(impl, activations.SWIGLU, weighted=False, indexed=False)
     compare(impl, activations.SWIGLU, dtype="bfloat16")
     compare(impl, activations.SWIGLU, with_inverse=True)
+
+
+@pytest.mark.parametrize("impl", sorted(set(BACKENDS) - set(PLAIN)))
+def test_kernels_through_the_interface(monkeypatch, impl):
+    """Interpreted, with every gradient: biases and weights of rows, one cut of the rows."""
+    monkeypatch.setattr(sys.modules[__name__], "LAYOUTS", {"mixed": LAYOUTS["mixed"]})
+    compare(impl, ACTIVATIONS["gpt_oss"], biases=True)
 
 
 @pytest.mark.parametrize("name", ["swiglu clamped", "relu2"])
@@ -193,18 +202,46 @@ def test_slots_of_rows():
     np.testing.assert_array_equal(at.slot[:5], [0, 1, 8, 9, 10])
 
 
+@pytest.mark.parametrize("impl", PLAIN)
+def test_int8_experts(impl):
+    """The layer with int8 weights is the layer with the weights they stand for; those are within half a step of what was quantised.
+    The gradient of x is too, and the frozen weights have none."""
+    x, w, row_weight, dy = operands(activations.SWIGLU, True, "float32")
+    own = w._replace(**{name: quantized.int8(getattr(w, name)) for name in ("gate", "up", "down")})
+    for name in ("gate", "up", "down"):
+        q, exact = getattr(own, name), np.asarray(getattr(w, name))
+        assert q.values.dtype == jnp.int8
+        np.testing.assert_allclose(quantized.whole(q, jnp.float32), exact, rtol=0, atol=float(q.scale.max()) * 0.501)
+    meant = w._replace(**{name: quantized.whole(getattr(own, name), jnp.float32) for name in ("gate", "up", "down")})
+    sizes = jnp.asarray(LAYOUTS["mixed"], jnp.int32)
+    live = jnp.arange(R, dtype=jnp.int32)[:, None] < jnp.sum(sizes, dtype=jnp.int32)
+
+    def value(x, row_weight, weights):
+        y = grouped_mlp(x, jnp.asarray(INDEX), sizes, weights, row_weight, impl=impl)
+        return jnp.sum(jnp.where(live, y * dy, 0)), jnp.where(live, y, 0)
+
+    step = harness.jit(jax.value_and_grad(value, (0, 1), has_aux=True))
+    for a, b in zip(
+        jax.tree.leaves(step(x, row_weight, own)), jax.tree.leaves(step(x, row_weight, meant)), strict=True
+    ):
+        harness.close(a, b)
+    slopes = jax.grad(lambda w: value(x, row_weight, w)[0], allow_int=True)(own)
+    assert not np.any(slopes.up.scale) and slopes.up.values.dtype == jax.dtypes.float0
+    assert np.any(slopes.up_bias)
+
+
 def test_what_the_backward_pass_keeps():
     """x and the pre-activations; not the gathered rows, the activated ones or the output."""
     x, w, row_weight, dy = operands(activations.SWIGLU, False, "float32")
     sizes = jnp.asarray(LAYOUTS["mixed"], jnp.int32)
-    for impl in BACKENDS:
+    for impl in PLAIN:
         _, kept = mlp_api._forward(x, jnp.asarray(INDEX), None, Groups(sizes), w, row_weight, activations.SWIGLU, impl)
         shapes = [a.shape for a in jax.tree.leaves(kept)]
         assert shapes.count((TOKENS, D)) == 1 and (R, D) not in shapes
         assert sum(s[-1] == F and len(s) == 2 for s in shapes) == 2
 
 
-@pytest.mark.parametrize("impl", BACKENDS)
+@pytest.mark.parametrize("impl", PLAIN)
 def test_b14_poisoned_rows(impl):
     """Rows that no group owns point at NaN, weigh NaN and get NaN as cotangent: nothing else changes by a bit."""
     x, w, row_weight, dy = operands(activations.SWIGLU, True, "float32")

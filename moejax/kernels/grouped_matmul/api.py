@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,26 @@ from jaxtyping import Array, Float, Int
 
 from moejax import collectives, sharding
 from moejax.errors import ConfigError
-from moejax.kernels.grouped_matmul import blocked, reference, xla
 from moejax.kernels.grouped_matmul.backend import Backend, Groups, group_of_row, owned
 from moejax.kernels.quantized import Quantized
 
-BACKENDS: dict[str, Backend] = {
-    "reference": reference.BACKEND,
-    "blocked": blocked.BACKEND,
-    "xla": xla.BACKEND,
+BACKENDS: dict[str, str] = {
+    "reference": "reference",
+    "blocked": "blocked",
+    "xla": "xla",
+    "pallas_tpu": "pallas_tpu.backend",
+    "pallas_gpu": "pallas_gpu.backend",
 }
+"""Module of each backend, loaded when it is first asked for: not every installation of JAX has every compiler."""
 
 BY_PLATFORM = {"cpu": "blocked"}
 """What `auto` means where measurements say so; elsewhere it is `xla`."""
+
+
+@functools.cache
+def backend(name: str) -> Backend:
+    """The functions of a name in BACKENDS."""
+    return importlib.import_module(f"moejax.kernels.grouped_matmul.{BACKENDS[name]}").BACKEND
 
 
 def pick(impl: str, platform: str | None = None) -> str:
@@ -79,11 +88,9 @@ def grouped_matmul_dw(
 
     `groups` and `group_offset` choose a part of the groups; `accumulate_into` is added to the result."""
     mine = groups_of(group_sizes, group_offset, groups or group_sizes.shape[0])
-    backend = BACKENDS[pick(impl)]
-    if accumulate_into is None:
-        return backend.weight_gradient(x, dy, mine, jnp.dtype(out_dtype or x.dtype))
-    dw = backend.weight_gradient(x, dy, mine, jnp.dtype(jnp.float32))
-    return (accumulate_into.astype(jnp.float32) + dw).astype(out_dtype or accumulate_into.dtype)
+    dtype = jnp.dtype(out_dtype or (x if accumulate_into is None else accumulate_into).dtype)
+    x, dy, mine, into = collectives.vary_together(x, dy, mine, accumulate_into)
+    return backend(pick(impl)).weight_gradient(x, dy, mine, dtype, into)
 
 
 def groups_of(group_sizes: Int[Array, " H"], offset: Int[Array, ""] | int | None, number: int) -> Groups:
@@ -109,7 +116,7 @@ def _matmul(
     out_dtype: jnp.dtype,
     impl: str,
 ) -> Array:
-    return BACKENDS[impl].matmul((x,), (w,), groups, transpose_w, bias, out_dtype)
+    return backend(impl).matmul((x,), (w,), groups, transpose_w, bias, out_dtype)
 
 
 def _forward(x, w, bias, groups, transpose_w, out_dtype, impl):
@@ -118,15 +125,14 @@ def _forward(x, w, bias, groups, transpose_w, out_dtype, impl):
 
 def _backward(transpose_w: bool, out_dtype: jnp.dtype, impl: str, kept: tuple, dy: Array):
     x, w, bias, groups = kept
-    backend = BACKENDS[impl]
-    dy = dy.astype(x.dtype)
-    dx = backend.matmul((dy,), (w,), groups, not transpose_w, None, x.dtype)
+    own, dy = backend(impl), dy.astype(x.dtype)
+    dx = own.matmul((dy,), (w,), groups, not transpose_w, None, x.dtype)
     dx = jnp.where(owned(groups, x.shape[0]), dx, jnp.zeros((), dx.dtype))
     if isinstance(w, Quantized):
         dw = no_gradient(w)
     else:
         first, second = (dy, x) if transpose_w else (x, dy)
-        dw = backend.weight_gradient(first, second, groups, w.dtype)
+        dw = own.weight_gradient(first, second, groups, w.dtype)
     d_bias = None if bias is None else sum_of_groups(dy, groups, bias.dtype)
     return dx, dw, d_bias, jax.tree.map(no_gradient_of, groups)
 

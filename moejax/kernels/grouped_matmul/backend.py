@@ -31,11 +31,19 @@ class Backend(NamedTuple):
     """(xs, ws, groups, transpose_w, bias, out_dtype) -> [M, N]: the sum over one or two pairs of x [M, K] and w [G, K, N]
     ([G, N, K] if transposed), plus the group's bias [G, N] unless it is None."""
     weight_gradient: Callable[..., Array]
-    """(x [M, K], dy [M, N], groups, out_dtype) -> [G, K, N], exactly zero for an empty group."""
+    """(x [M, K], dy [M, N], groups, out_dtype, into=None) -> [G, K, N], plus `into` in fp32 where it is given; an empty group adds
+    exactly zero."""
     glu: Callable[..., Any] | None = None
     """(x, gate, up, gate_bias, up_bias, groups, activation) -> (a, gate_h, up_h); None where the pieces are composed."""
     dglu: Callable[..., Any] | None = None
     """(dy, down, gate_h, up_h, row_weight, groups, activation) -> (d_gate_h, d_up_h, weighted a, d_row_weight)."""
+    platform: str | None = None
+    """What its kernels are written for: tpu or gpu; elsewhere they are interpreted. None for what compiles anywhere."""
+
+
+def added(dw: Array, into: Array | None, out_dtype: jnp.dtype) -> Array:
+    """A gradient in fp32 on top of another, rounded once."""
+    return (dw if into is None else into.astype(jnp.float32) + dw).astype(out_dtype)
 
 
 def stops(groups: Groups) -> Int[Array, " G"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from moejax.kernels import quantized
 from moejax.kernels.grouped_matmul import blocks
-from moejax.kernels.grouped_matmul.backend import Backend, Groups
+from moejax.kernels.grouped_matmul.backend import Backend, Groups, added
 from moejax.kernels.grouped_matmul.blocks import add_to, overhang, put_rows, rows_at, zeros
 from moejax.kernels.quantized import Quantized
 
@@ -47,7 +47,7 @@ def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array
     return y[:rows]
 
 
-def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype) -> Array:
+def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, into: Array | None = None) -> Array:
     work = blocks.cut(groups, x.shape[0])
     x, dy = overhang(x, work.size), overhang(dy, work.size)
 
@@ -58,7 +58,7 @@ def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype) 
         return add_to(dw, jnp.dot(rows.T, cotangents, preferred_element_type=F32), group)
 
     empty = zeros(x, groups.sizes.shape[0], x.shape[1], dy.shape[1], dtype=F32)
-    return jax.lax.fori_loop(0, work.total, turn, empty).astype(out_dtype)
+    return added(jax.lax.fori_loop(0, work.total, turn, empty), into, out_dtype)
 
 
 BACKEND = Backend(_matmul, _weight_gradient)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from moejax.kernels import quantized
-from moejax.kernels.grouped_matmul.backend import Backend, Groups, group_of_row, rows_of_groups
+from moejax.kernels.grouped_matmul.backend import Backend, Groups, added, group_of_row, rows_of_groups
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -31,11 +31,11 @@ def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array
     return y.astype(out_dtype)
 
 
-def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype) -> Array:
+def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, into: Array | None = None) -> Array:
     # Both are masked: a row that no group owns may hold NaN.
     mine = jnp.where(group_of_row(groups, x.shape[0])[:, None] < groups.sizes.shape[0], dy, jnp.zeros((), dy.dtype))
     dw = jnp.einsum("mgk,mn->gkn", _masked(x, groups), mine, precision=HIGHEST, preferred_element_type=jnp.float32)
-    return dw.astype(out_dtype)
+    return added(dw, into, out_dtype)
 
 
 BACKEND = Backend(_matmul, _weight_gradient)

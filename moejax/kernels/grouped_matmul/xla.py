@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from moejax.kernels import quantized
-from moejax.kernels.grouped_matmul.backend import Backend, Groups, owned, rows_of_groups
+from moejax.kernels.grouped_matmul.backend import Backend, Groups, added, owned, rows_of_groups
 
 ROWS_BY_GROUP = jax.lax.RaggedDotDimensionNumbers(
     dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
@@ -30,11 +30,11 @@ def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array
     return (y if bias is None else y + rows_of_groups(bias, groups, y.shape[0])).astype(out_dtype)
 
 
-def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype) -> Array:
+def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, into: Array | None = None) -> Array:
     live = owned(groups, x.shape[0])
     x, dy = (_to_front(jnp.where(live, a, jnp.zeros((), a.dtype)), groups) for a in (x, dy))
     dw = jax.lax.ragged_dot_general(x, dy, groups.sizes, ROWS_BY_GROUP, preferred_element_type=jnp.float32)
-    return dw.astype(out_dtype)
+    return added(dw, into, out_dtype)
 
 
 BACKEND = Backend(_matmul, _weight_gradient)

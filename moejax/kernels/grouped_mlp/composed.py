@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from moejax.kernels.activations import Activation
-from moejax.kernels.grouped_matmul import BACKENDS, Groups
+from moejax.kernels.grouped_matmul import Groups, backend
 from moejax.kernels.grouped_matmul.api import no_gradient, sum_of_groups
 from moejax.kernels.grouped_matmul.backend import rows_of_groups
 from moejax.kernels.grouped_mlp.glu import grouped_dglu, grouped_glu
@@ -45,7 +45,7 @@ def forward(
         _rows(x, index), weights.gate, weights.up, groups, activation=activation, gate_bias=weights.gate_bias,
         up_bias=weights.up_bias, impl=impl,
     )  # fmt: skip
-    y = BACKENDS[impl].matmul((a,), (weights.down,), groups, False, weights.down_bias, x.dtype)
+    y = backend(impl).matmul((a,), (weights.down,), groups, False, weights.down_bias, x.dtype)
     return weighted(y, row_weight), Kept(gate_h, up_h)
 
 
@@ -61,17 +61,17 @@ def backward(
     impl: str,
 ) -> Slopes:
     """All gradients for the cotangent dy [R, D] of y."""
-    backend, rows = BACKENDS[impl], _rows(x, index)
+    own, rows = backend(impl), _rows(x, index)
     d_gate_h, d_up_h, a, d_weight = grouped_dglu(
         dy, weights.down, kept.gate_h, kept.up_h, row_weight, groups, activation=activation, impl=impl
     )
     pairs = [(d_up_h, weights.up)] if d_gate_h is None else [(d_gate_h, weights.gate), (d_up_h, weights.up)]
-    d_rows = backend.matmul(*map(tuple, zip(*pairs, strict=True)), groups, True, None, x.dtype)
+    d_rows = own.matmul(*map(tuple, zip(*pairs, strict=True)), groups, True, None, x.dtype)
 
     def of(w: Array | Quantized | None, rows: Array, slope: Array | None) -> Array | Quantized | None:
         if w is None or isinstance(w, Quantized):
             return no_gradient(w)
-        return backend.weight_gradient(rows, slope, groups, w.dtype)
+        return own.weight_gradient(rows, slope, groups, w.dtype)
 
     def of_bias(bias: Array | None, slope: Array | None) -> Array | None:
         return None if bias is None else sum_of_groups(slope, groups, bias.dtype)

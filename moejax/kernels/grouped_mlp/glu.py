@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moejax.kernels.activations import Activation
-from moejax.kernels.grouped_matmul import BACKENDS, Groups
+from moejax.kernels.grouped_matmul import Groups, backend
+from moejax.kernels.grouped_matmul.target import composed_glu
 from moejax.kernels.quantized import Quantized
 
 F32 = jnp.float32
@@ -25,12 +28,9 @@ def grouped_glu(
 ) -> tuple[Float[Array, "M F"], Float[Array, "M F"] | None, Float[Array, "M F"]]:
     """(a, gate_h, up_h): the activated rows and the pre-activations they came from, rounded to x's dtype before they are activated, so
     that a backward pass makes the same a again."""
-    backend = BACKENDS[impl]
-    if backend.glu is not None:
-        return backend.glu(x, gate, up, gate_bias, up_bias, groups, activation)
-    gate_h = None if gate is None else backend.matmul((x,), (gate,), groups, False, gate_bias, x.dtype)
-    up_h = backend.matmul((x,), (up,), groups, False, up_bias, x.dtype)
-    return activation.value(gate_h, up_h).astype(x.dtype), gate_h, up_h
+    own = backend(impl)
+    fused = own.glu or functools.partial(composed_glu, own)
+    return fused(x, gate, up, gate_bias, up_bias, groups, activation)
 
 
 def grouped_dglu(
@@ -47,10 +47,10 @@ def grouped_dglu(
     """(d_gate_h, d_up_h, row_weight * a, d_row_weight) for the cotangent of y = row_weight * (a @ down).
 
     The weight's gradient is <dy, a @ down> = <dy @ down^T, a>: the output is not needed."""
-    backend = BACKENDS[impl]
-    if backend.dglu is not None:
-        return backend.dglu(dy, down, gate_h, up_h, row_weight, groups, activation)
-    da = backend.matmul((dy,), (down,), groups, True, None, jnp.dtype(F32))
+    own = backend(impl)
+    if own.dglu is not None:
+        return own.dglu(dy, down, gate_h, up_h, row_weight, groups, activation)
+    da = own.matmul((dy,), (down,), groups, True, None, jnp.dtype(F32))
     a = activation.value(gate_h, up_h)
     d_row_weight = None if row_weight is None else jnp.sum(da * a, axis=1)
     if row_weight is not None:

@@ -1,0 +1,165 @@
+"""The whole sparse block, router to combined output, against other ways to compute the same thing, in turn within one run.
+
+    dense        the dense twin of equal active FLOPs
+    ragged_dot   this library with lax.ragged_dot as its grouped matmul
+    hf           Hugging Face's Qwen3-MoE block with each of its backends for experts, in a process of its own (bench/peer_hf.py)
+
+All of them get the same weights and inputs; before anything is timed, their outputs are compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from moejax import config
+from moejax import mesh as meshes
+from moejax.bench import timing
+from moejax.bench.layer import NO_SIDE, SKEWS, context_of, inputs, lean
+from moejax.bench.peer import Peer
+from moejax.errors import UserError
+from moejax.layers.feed_forward import Dense, Sparse
+from moejax.moe.inputs import Mode
+
+AGAINST = ("dense", "ragged_dot", "hf")
+DEFAULT = config.Config(
+    data=config.Data(batch=4, context=1024),
+    model=config.Model(width=512, moe=config.MoE(num_experts=32, top_k=4, hidden=256)),
+)
+"""4,096 tokens of width 512, 32 experts of width 256, 4 a token."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest difference between two outputs, as a share of the largest entry, that is still the same function."""
+
+
+def run(
+    cfg: config.Config, rounds: int, against: tuple[str, ...] = AGAINST[:2], torch: str | None = None
+) -> dict[str, Any]:
+    """Median, 10th and 90th percentile in ms, forward and forward + backward, for each skew; ratios of medians to this library."""
+    if "hf" in against and torch is None:
+        raise UserError(
+            "--against=hf needs --torch=PYTHON, an interpreter that has torch and transformers; install them apart"
+        )
+    mesh = meshes.make(config.Mesh(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        rows = [_case(cfg, skew, rounds, against, torch) for skew in SKEWS]
+    moe = cfg.model.moe
+    shape = {
+        "tokens": cfg.data.batch * cfg.data.context,
+        "width": cfg.model.width,
+        "experts": moe.num_experts,
+        "top_k": moe.top_k,
+        "expert_hidden": moe.hidden,
+        "dtype": cfg.model.compute_dtype,
+        "kernel": moe.kernel,
+    }
+    peer = rows[0].pop("peer", None)
+    versions = {} if peer is None else {"peer": peer}
+    return {"shape": shape, "rounds": rounds, "machine": timing.machine(), **versions, "rows": rows}
+
+
+def _case(cfg: config.Config, skew: str, rounds: int, against: tuple[str, ...], torch: str | None) -> dict[str, Any]:
+    """One skew: everything timed in turn."""
+    model = dataclasses.replace(cfg.model, hidden=cfg.model.moe.top_k * cfg.model.moe.hidden)
+    sparse = Sparse(model, rngs=nnx.Rngs(0))
+    lean(sparse, skew)
+    x, dy = inputs(cfg), inputs(cfg, seed=3)
+    blocks: dict[str, nnx.Module] = {"moejax": sparse}
+    if "ragged_dot" in against:
+        blocks["ragged_dot"] = Sparse(_with_kernel(model, "xla"), rngs=nnx.Rngs(0))
+        lean(blocks["ragged_dot"], skew)
+    if "dense" in against:
+        blocks["dense"] = Dense(model, rngs=nnx.Rngs(1))
+    context, mode = context_of(cfg), Mode(training=True, capacity_factor=None)
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, block in blocks.items():
+        calls |= {f"{name} {kind}": call for kind, call in _pair(block, x, dy, context, mode).items()}
+    y, load = calls["moejax forward"](), _loads(sparse, x, context, mode)
+    if "ragged_dot" in against:
+        _same("ragged_dot", np.float32(calls["ragged_dot forward"]()), np.float32(y), cfg)
+    result: dict[str, Any] = {"skew": skew, "max_load_over_mean": round(float(load.max() / load.mean()), 3)}
+    peer = None
+    if "hf" in against:
+        peer = Peer(torch, arguments(sparse, x, dy), model.compute_dtype)
+        result["peer"] = peer.versions
+        for name in peer.names:
+            _same(name, peer.output(name), np.float32(y), cfg)
+    own = timing.samples(calls, rounds, peer.clocks() if peer else {})
+    if peer:
+        peer.close()
+    return result | {kind: _summary(own, kind) for kind in ("forward", "both")}
+
+
+def _pair(block: nnx.Module, x: jax.Array, dy: jax.Array, context: Any, mode: Mode) -> dict[str, Callable[[], Any]]:
+    """The block's output, and its gradients of parameters and input."""
+
+    def forward(block: nnx.Module, x: jax.Array) -> jax.Array:
+        return block(x, context, jnp.int32(0), mode, NO_SIDE)[0]
+
+    def value(block: nnx.Module, x: jax.Array) -> jax.Array:
+        return jnp.sum(forward(block, x).astype(jnp.float32) * dy.astype(jnp.float32))
+
+    one, both = jax.jit(forward), jax.jit(jax.grad(value, argnums=(0, 1)))
+    return {"forward": lambda: one(block, x), "both": lambda: both(block, x)}
+
+
+def _with_kernel(model: config.Model, kernel: str) -> config.Model:
+    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, kernel=kernel))
+
+
+def _loads(sparse: Sparse, x: jax.Array, context: Any, mode: Mode) -> np.ndarray:
+    return np.asarray(sparse(x, context, jnp.int32(0), mode, NO_SIDE)[1]["sums"]["load"]).sum(0)
+
+
+def arguments(sparse: Sparse, x: jax.Array, dy: jax.Array) -> dict[str, np.ndarray]:
+    """What a peer is handed: fp32, in this library's layouts."""
+    own = {name: np.asarray(w[...]) for name, w in sparse.experts[0].items()}
+    return {
+        "x": np.float32(x),
+        "dy": np.float32(dy),
+        "router": np.asarray(sparse.router["logits"][...]),
+        "top_k": np.int32(sparse.moe.top_k),
+        **own,
+    }
+
+
+def _same(name: str, actual: np.ndarray, wanted: np.ndarray, cfg: config.Config) -> None:
+    """Most tokens alike: in bfloat16 some are routed elsewhere, because a peer's logits are rounded."""
+    apart = np.abs(actual - wanted).max(axis=-1) / np.abs(wanted).max()
+    share = float((apart > TOLERANCE[cfg.model.compute_dtype]).mean())
+    allowed = 0.0 if cfg.model.compute_dtype == "float32" else 0.1
+    if share > allowed:
+        raise UserError(f"{name} computes something else: {100 * share:.1f} % of tokens differ from this library's")
+
+
+def _summary(seconds: dict[str, list[float]], kind: str) -> dict[str, Any]:
+    """ms of everything timed under this kind, and medians over this library's."""
+    mine = {
+        name.removesuffix(f" {kind}"): np.asarray(s) * 1e3 for name, s in seconds.items() if name.endswith(f" {kind}")
+    }
+    times = {
+        name: {q: round(float(np.percentile(s, p)), 3) for q, p in (("median", 50), ("low", 10), ("high", 90))}
+        for name, s in mine.items()
+    }
+    over = {name: round(float(np.median(s / mine["moejax"])), 3) for name, s in mine.items() if name != "moejax"}
+    return {"ms": times, "over_moejax": over}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The numbers for a person."""
+    parts = [part for part in ("shape", "machine", "peer") if part in result]
+    lines = [", ".join(f"{k} {v}" for k, v in result[part].items()) for part in parts]
+    lines.append(f"{result['rounds']} rounds in turn; ms, median (10 to 90 %), and how many times this library's")
+    for row in result["rows"]:
+        for kind, label in (("forward", "forward"), ("both", "forward and backward")):
+            lines.append(f"{row['skew']}, max load {row['max_load_over_mean']} times the mean, {label}")
+            for name, t in row[kind]["ms"].items():
+                ratio = row[kind]["over_moejax"].get(name)
+                cells = f"{t['median']:9.2f} ({t['low']:.2f} to {t['high']:.2f})"
+                lines.append(f"    {name:16} {cells:32} {'' if ratio is None else f'{ratio:.2f}x'}")
+    return "\n".join(lines)

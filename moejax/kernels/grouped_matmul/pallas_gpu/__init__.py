@@ -1,0 +1,8 @@
+"""Kernels for Hopper in Pallas' Mosaic GPU: TMA, warp-specialised, wgmma."""
+
+from moejax.kernels.grouped_matmul.pallas_gpu.forward import matmul
+from moejax.kernels.grouped_matmul.pallas_gpu.gated import glu
+from moejax.kernels.grouped_matmul.pallas_gpu.gradient import weight_gradient
+from moejax.kernels.grouped_matmul.pallas_gpu.tiles import Tiles, supports
+
+__all__ = ["Tiles", "glu", "matmul", "supports", "weight_gradient"]
