@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from moejax import cli, config
+from moejax import cli, config, memory
 from moejax.bench import balancers, block, gpu_kernels, layer, meshes, routers, statistics, tpu_kernels, transport
 from moejax.errors import UserError
 from moejax.train import check
@@ -55,6 +55,7 @@ def main(names: list[str]) -> None:
     bench = BENCHES[names[0]]
     cfg = getattr(bench, "DEFAULT", config.Config()) if CONFIG.value is None else cli.resolved(CONFIG)
     check.check(cfg)
+    memory.keep_freed()
     if PICTURE.value is not None and not hasattr(bench, "draw"):
         raise UserError(f"--picture={PICTURE.value}: bench {names[0]} draws none; leave it out")
     result = bench.run(cfg, ROUNDS.value, **_peers(names[0], bench))

@@ -10,7 +10,7 @@ import json
 import jax
 from absl import flags
 
-from moejax import cli
+from moejax import cli, memory
 from moejax.errors import UserError
 from moejax.train import loop
 
@@ -28,6 +28,7 @@ def main() -> None:
         raise UserError("--workdir is missing; for example --workdir=runs/tiny")
     if COORDINATOR.value is not None:
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    memory.keep_freed()
     numbers = loop.train(cfg, WORKDIR.value, quiet=JSON.value)
     if JSON.value:
         print(json.dumps(numbers))

@@ -18,7 +18,7 @@ EVERYTHING = [
 ]
 
 LEVELS = [
-    {"errors", "compat", "config_moe"},
+    {"errors", "compat", "config_moe", "memory"},
     {"arrays", "config"},
     {"mesh", "sharding", "collectives"},
     {"kernels"},

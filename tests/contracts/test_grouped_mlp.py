@@ -14,7 +14,7 @@ from moejax.kernels import activations, quantized
 from moejax.kernels.activations import Activation
 from moejax.kernels.gather_sum import gather_sum
 from moejax.kernels.grouped_matmul import BACKENDS, Groups, backend
-from moejax.kernels.grouped_mlp import Weights, batched, cpu, grouped_mlp
+from moejax.kernels.grouped_mlp import Weights, grouped_mlp
 from moejax.kernels.grouped_mlp import api as mlp_api
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -140,9 +140,11 @@ def compare(impl, activation, biases=False, dtype="float32", weighted=True, inde
             jnp.asarray(inverse_of(INDEX, live)),
             jnp.asarray(sizes, jnp.int32),
         )
-        (_, y), (dx, dw, d_weight) = out = step(*given, dy[:count])
-        for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(step(*given, dy[:count])), strict=True):
+        ((_, y), slopes), ((_, again), slopes_again) = (step(*given, dy[:count]) for _ in range(2))
+        twice = (y[:live], slopes), (again[:live], slopes_again)
+        for a, b in zip(*map(jax.tree.leaves, twice), strict=True):
             np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+        dx, dw, d_weight = slopes
         factors = row_weight[:count] if weighted else np.ones(count)
         y_, dx_, dw_, d_weight_ = layer_in_numpy(x, index, sizes, w, factors, dy[:count], activation)
         tolerance = TOLERANCE[dtype]
@@ -178,28 +180,6 @@ def test_kernels_through_the_interface(monkeypatch, impl):
     """Interpreted, with every gradient: biases and weights of rows, one cut of the rows."""
     monkeypatch.setattr(sys.modules[__name__], "LAYOUTS", {"mixed": LAYOUTS["mixed"]})
     compare(impl, ACTIVATIONS["gpt_oss"], biases=True)
-
-
-@pytest.mark.parametrize("name", ["swiglu clamped", "relu2"])
-def test_batched_experts_match_numpy(monkeypatch, name):
-    """The padded form, at a size that every layout but the skewed ones fits: those take the loop, in the same program."""
-    monkeypatch.setattr(cpu, "WORTH", 1)
-    layer.cache_clear()
-    try:
-        assert cpu.capacities(R, E, operands(ACTIVATIONS[name], True, "float32")[1]) == (48, 64)
-        monkeypatch.setitem(LAYOUTS, "even", [40, 30, 44, 20])
-        monkeypatch.setitem(LAYOUTS, "nearly even", [60, 30, 44, 0])
-        compare("blocked", ACTIVATIONS[name], biases=True)
-        compare("blocked", ACTIVATIONS[name], weighted=False)
-    finally:
-        layer.cache_clear()
-
-
-def test_slots_of_rows():
-    at = batched.slots(Groups(jnp.array([2, 0, 3], jnp.int32)), 7, 4)
-    np.testing.assert_array_equal(at.live[..., 0], [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]])
-    np.testing.assert_array_equal(np.asarray(at.row)[np.asarray(at.live[..., 0])], [0, 1, 2, 3, 4])
-    np.testing.assert_array_equal(at.slot[:5], [0, 1, 8, 9, 10])
 
 
 @pytest.mark.parametrize("impl", PLAIN)
@@ -238,7 +218,7 @@ def test_what_the_backward_pass_keeps():
         _, kept = mlp_api._forward(x, jnp.asarray(INDEX), None, Groups(sizes), w, row_weight, activations.SWIGLU, impl)
         shapes = [a.shape for a in jax.tree.leaves(kept)]
         assert shapes.count((TOKENS, D)) == 1 and (R, D) not in shapes
-        assert sum(s[-1] == F and len(s) == 2 for s in shapes) == 2
+        assert sum(s[1] for s in shapes if len(s) == 2 and s[0] >= R) == 2 * F
 
 
 @pytest.mark.parametrize("impl", PLAIN)

@@ -1,4 +1,4 @@
-"""Portable XLA: one loop over blocks of rows, each against its own group's weight. What a CPU uses.
+"""Portable XLA: a loop over groups, and in it over blocks of rows, each against its own group's weight. What a CPU uses.
 
 FLOPs are the ideal plus half a block per group; nothing is expanded and no group is visited without rows.
 """
@@ -12,15 +12,16 @@ from jaxtyping import Array
 from moejax.kernels import quantized
 from moejax.kernels.grouped_matmul import blocks
 from moejax.kernels.grouped_matmul.backend import Backend, Groups, added
-from moejax.kernels.grouped_matmul.blocks import add_to, overhang, put_rows, rows_at, zeros
+from moejax.kernels.grouped_matmul.blocks import Block, overhang, put_group, put_rows, rows_at, unwritten, zeros
 from moejax.kernels.quantized import Quantized
 
 F32 = jnp.float32
 
 
 def weight_of(w: Array | Quantized, group: Array, dtype: jnp.dtype) -> Array:
-    """One group's weight [K, N]."""
-    return quantized.whole(Quantized(w.values[group], w.scale[group]) if isinstance(w, Quantized) else w[group], dtype)
+    """One group's weight [K, N], once for all of its blocks: the barrier keeps the slice out of the inner loop."""
+    own = quantized.whole(Quantized(w.values[group], w.scale[group]) if isinstance(w, Quantized) else w[group], dtype)
+    return jax.lax.optimization_barrier(own)
 
 
 def times(x: Array, w: Array, transpose_w: bool) -> Array:
@@ -33,32 +34,33 @@ def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array
     work = blocks.cut(groups, rows)
     padded = [overhang(x, work.size) for x in xs]
 
-    def turn(t: Array, y: Array) -> Array:
-        group, row, _ = work.locate(t)
-        parts = [
-            times(rows_at(x, row, work.size), weight_of(w, group, x.dtype), transpose_w)
-            for x, w in zip(padded, ws, strict=True)
-        ]
-        out = sum(parts[1:], parts[0])
-        return put_rows(y, out if bias is None else out + bias[group][None].astype(F32), row)
+    def visit(group: Array, y: Array) -> Array:
+        own = [weight_of(w, group, x.dtype) for x, w in zip(xs, ws, strict=True)]
+
+        def turn(block: Block, y: Array) -> Array:
+            parts = [times(rows_at(x, block), w, transpose_w) for x, w in zip(padded, own, strict=True)]
+            out = sum(parts[1:], parts[0])
+            return put_rows(y, out if bias is None else out + bias[group][None].astype(F32), block)
+
+        return work.each_block(group, turn, y)
 
     columns = ws[0].shape[1 if transpose_w else 2]
-    y = jax.lax.fori_loop(0, work.total, turn, zeros(xs[0], rows + work.size, columns, dtype=out_dtype))
-    return y[:rows]
+    return work.each_group(visit, unwritten(xs[0], rows + work.size, columns, dtype=out_dtype))[:rows]
 
 
 def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, into: Array | None = None) -> Array:
     work = blocks.cut(groups, x.shape[0])
     x, dy = overhang(x, work.size), overhang(dy, work.size)
 
-    def turn(t: Array, dw: Array) -> Array:
-        group, row, mine = work.locate(t)
-        rows = jnp.where(mine, rows_at(x, row, work.size), 0)
-        cotangents = jnp.where(mine, rows_at(dy, row, work.size), 0)
-        return add_to(dw, jnp.dot(rows.T, cotangents, preferred_element_type=F32), group)
+    def visit(group: Array, dw: Array) -> Array:
+        def turn(block: Block, own: Array) -> Array:
+            rows, cotangents = (jnp.where(block.mine, rows_at(a, block), 0) for a in (x, dy))
+            return own + jnp.dot(rows.T, cotangents, preferred_element_type=F32)
+
+        return put_group(dw, work.each_block(group, turn, zeros(x, x.shape[1], dy.shape[1], dtype=F32)), group)
 
     empty = zeros(x, groups.sizes.shape[0], x.shape[1], dy.shape[1], dtype=F32)
-    return added(jax.lax.fori_loop(0, work.total, turn, empty), into, out_dtype)
+    return added(work.each_group(visit, empty), into, out_dtype)
 
 
 BACKEND = Backend(_matmul, _weight_gradient)

@@ -1,46 +1,64 @@
-"""Cutting groups of contiguous rows into blocks, for loops of dynamic trip count.
+"""Loops over groups of contiguous rows, and within a group over blocks of a fixed number of rows; both of dynamic trip count.
 
-A block is a fixed number of rows from the start of its group or of the block before. The last block of a group runs over into
-the rows of the next group: what is written there is overwritten when that group's turn comes (blocks go in order),
-and what is read there is masked where it would be summed.
+The last block of a group runs over into the rows of the next group: what is written there is overwritten when that group's turn comes
+(blocks go in order), and what is read there is masked where it would be summed. A group's weights are sliced once for all its blocks.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from moejax import collectives
 from moejax.kernels.grouped_matmul.backend import Groups, stops
 
-SMALLEST, LARGEST = 32, 256
-"""Rows of a block: below, the cost of a turn of the loop shows; above, nothing is gained."""
+SMALLEST, LARGEST = 32, 128
+"""Rows of a block: below, the cost of a turn of the loop shows; above, a group wastes more than is gained."""
 
 
-class Blocks(NamedTuple):
-    """The work list in closed form: which rows of which group the t-th block holds."""
+class Block(NamedTuple):
+    """Rows `row` to `row + size` of the buffer; those from `stop` on are another group's."""
 
-    ends: Int[Array, " G"]
-    """Blocks of this group and all before it."""
-    starts: Int[Array, " G"]
-    """First row of the group."""
-    stops: Int[Array, " G"]
-    """First row after the group."""
+    row: Int[Array, ""]
+    stop: Int[Array, ""]
     size: int
 
     @property
-    def total(self) -> Int[Array, ""]:
-        return self.ends[-1]
+    def mine(self) -> Array:
+        """Which rows belong to the group, bool[size, 1]."""
+        return (self.row + jnp.arange(self.size, dtype=jnp.int32) < self.stop)[:, None]
 
-    def locate(self, turn: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""], Array]:
-        """Group, first row, and which of the block's rows belong to the group, bool[size, 1]."""
-        group = jnp.sum(turn >= self.ends, dtype=jnp.int32)
-        before = jnp.where(group > 0, self.ends[jnp.maximum(group - 1, 0)], 0)
-        row = self.starts[group] + (turn - before) * self.size
-        mine = row + jnp.arange(self.size, dtype=jnp.int32) < self.stops[group]
-        return group, row, mine[:, None]
+
+class Blocks(NamedTuple):
+    """The work list in closed form."""
+
+    active: Int[Array, " G"]
+    """Groups that have rows, in order, then the others."""
+    number: Int[Array, ""]
+    """How many have rows."""
+    starts: Int[Array, " G"]
+    stops: Int[Array, " G"]
+    size: int
+
+    def count(self, group: Int[Array, ""]) -> Int[Array, ""]:
+        """Blocks of a group."""
+        return -(-(self.stops[group] - self.starts[group]) // self.size)
+
+    def block(self, group: Int[Array, ""], turn: Int[Array, ""]) -> Block:
+        return Block(self.starts[group] + turn * self.size, self.stops[group], self.size)
+
+    def each_group(self, visit: Callable[[Array, Any], Any], carry: Any) -> Any:
+        """visit(group, carry) for every group that has rows."""
+        return jax.lax.fori_loop(0, self.number, lambda i, carry: visit(self.active[i], carry), carry)
+
+    def each_block(self, group: Int[Array, ""], visit: Callable[[Block, Any], Any], carry: Any) -> Any:
+        """visit(block, carry) for every block of a group."""
+        turns = self.count(group)
+        return jax.lax.fori_loop(0, turns, lambda t, carry: visit(self.block(group, t), carry), carry)
 
 
 def block_size(rows: int, groups: int) -> int:
@@ -51,9 +69,10 @@ def block_size(rows: int, groups: int) -> int:
 
 def cut(groups: Groups, rows: int) -> Blocks:
     """The blocks of these groups, in a buffer of `rows` rows."""
-    size = block_size(rows, groups.sizes.shape[0])
     after = stops(groups)
-    return Blocks(jnp.cumsum(-(-groups.sizes // size), dtype=jnp.int32), after - groups.sizes, after, size)
+    active = jnp.argsort(groups.sizes == 0, stable=True).astype(jnp.int32)
+    number = jnp.sum(groups.sizes > 0, dtype=jnp.int32)
+    return Blocks(active, number, after - groups.sizes, after, block_size(rows, groups.sizes.shape[0]))
 
 
 def zeros(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = None) -> Array:
@@ -61,19 +80,24 @@ def zeros(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = None) -
     return jnp.zeros_like(like, shape=shape, dtype=dtype)
 
 
+def unwritten(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = None) -> Array:
+    """Memory for rows that the loop writes; the others are unspecified, and zeroing them would be a pass over all of it."""
+    return collectives.vary_like(jax.lax.empty(shape, dtype or like.dtype), like)
+
+
 def overhang(x: Array, size: int) -> Array:
     """The rows with `size` more behind them, so that a slice from any row stays inside."""
     return jnp.concatenate([x, zeros(x, size, *x.shape[1:])])
 
 
-def rows_at(x: Array, row: Int[Array, ""], size: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, row, size, axis=0)
+def rows_at(x: Array, block: Block) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, block.row, block.size, axis=0)
 
 
-def put_rows(x: Array, rows: Array, row: Int[Array, ""]) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, rows.astype(x.dtype), row, axis=0)
+def put_rows(x: Array, rows: Array, block: Block) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, rows.astype(x.dtype), block.row, axis=0)
 
 
-def add_to(w: Array, term: Array, group: Int[Array, ""]) -> Array:
-    """w with `term` added to its row `group`; XLA does it in place inside a loop."""
-    return jax.lax.dynamic_update_index_in_dim(w, w[group] + term, group, 0)
+def put_group(w: Array, value: Array, group: Int[Array, ""]) -> Array:
+    """w with its row `group` replaced; XLA does it in place inside a loop."""
+    return jax.lax.dynamic_update_index_in_dim(w, value.astype(w.dtype), group, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,20 @@ from moejax.kernels.gather_sum import gather_sum
 from moejax.kernels.grouped_matmul import Groups, pick
 from moejax.kernels.grouped_matmul.api import no_gradient
 from moejax.kernels.grouped_matmul.backend import owned
-from moejax.kernels.grouped_mlp import composed, cpu
-from moejax.kernels.grouped_mlp.composed import Kept, Slopes
+from moejax.kernels.grouped_mlp import blocked, composed
+from moejax.kernels.grouped_mlp.composed import Slopes
 from moejax.kernels.grouped_mlp.weights import Weights
 
 
 class Layer(NamedTuple):
     """A backend's own way through the whole layer."""
 
-    forward: Callable[..., tuple[Array, Kept]]
+    forward: Callable[..., tuple[Array, Any]]
+    """y, and what the backward pass keeps of it: the pre-activations, in a form of its own."""
     backward: Callable[..., Slopes]
 
 
-FUSED: dict[str, Layer] = {"blocked": Layer(cpu.forward, cpu.backward)}
+FUSED: dict[str, Layer] = {"blocked": Layer(blocked.forward, blocked.backward)}
 """Backends that do not compose the layer of their grouped matmuls."""
 
 
