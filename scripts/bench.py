@@ -15,6 +15,7 @@ Example: python scripts/bench.py layer --config=configs/tiny.py --json
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from types import ModuleType
@@ -65,18 +66,16 @@ def main(names: list[str]) -> None:
 
 
 def _peers(name: str, bench: ModuleType) -> dict[str, Any]:
-    """What a bench that compares is told of the others; other benches are told nothing."""
-    choices = getattr(bench, "AGAINST", ())
-    if not choices:
-        if AGAINST.value is not None or TORCH.value is not None:
-            raise UserError(f"--against and --torch: bench {name} compares with nothing else; leave them out")
-        return {}
-    if AGAINST.value is None:
-        return {"torch": TORCH.value}
-    unknown = [peer for peer in AGAINST.value if peer not in choices]
+    """What of --against and --torch was given, for a bench that takes it."""
+    against = None if AGAINST.value is None else tuple(AGAINST.value)
+    given = {key: value for key, value in (("against", against), ("torch", TORCH.value)) if value is not None}
+    for key, value in given.items():
+        if key not in inspect.signature(bench.run).parameters:
+            raise UserError(f"--{key}={value}: bench {name} does not take it; leave it out")
+    unknown = [peer for peer in given.get("against", ()) if peer not in bench.AGAINST]
     if unknown:
-        raise UserError(f"--against={','.join(AGAINST.value)}: {unknown[0]!r} is not one of {', '.join(choices)}")
-    return {"against": tuple(AGAINST.value), "torch": TORCH.value}
+        raise UserError(f"--against={','.join(AGAINST.value)}: {unknown[0]!r} is not one of {', '.join(bench.AGAINST)}")
+    return given
 
 
 if __name__ == "__main__":

@@ -48,9 +48,8 @@ class Peer:
         }
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        """Ends the process: its input ends."""
+        self._process.communicate(timeout=30)
         self._folder.cleanup()
 
     def _ask(self, what: dict[str, str]) -> dict[str, Any]:
@@ -63,8 +62,9 @@ class Peer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
+            self.close()
             raise UserError(
-                f"the process with torch ended with code {self._process.wait()}; it needs torch and transformers: "
+                f"the process with torch ended with code {self._process.returncode}; it needs torch and transformers: "
                 "pip install torch transformers, in an environment of its own"
             )
         return json.loads(line)

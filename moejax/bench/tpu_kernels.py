@@ -28,25 +28,22 @@ from moejax import config, sharding
 from moejax import mesh as meshes
 from moejax.bench.shapes import SHAPES, Shape
 from moejax.kernels import chips
-from moejax.kernels.grouped_matmul import pallas_tpu
+from moejax.kernels.grouped_matmul import Groups, pallas_tpu, xla
 from moejax.kernels.quantized import Quantized
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 QUIET = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 BF16, F32, I32 = jnp.bfloat16, jnp.float32, jnp.int32
 FUNCTIONS = ("down", "glu", "glu int8", "dx", "dglu", "dw up", "dw down")
-BESIDE = ("ours", "ragged_dot", "megablox", "tokamax")
+AGAINST = ("ragged_dot", "megablox", "tokamax")
+BESIDE = {"ragged_dot": ("down", "dx", "dw up"), "megablox": ("down",), "tokamax": ("down",)}
+"""What of FUNCTIONS is compiled of others."""
 
 
-def run(cfg: config.Config, rounds: int) -> dict[str, Any]:
+def run(cfg: config.Config, rounds: int, against: tuple[str, ...] = AGAINST) -> dict[str, Any]:
     """Every function, shape and chip, beside what else there is. `cfg` and `rounds` play no part: a compiler always says the same."""
-    asked = [
-        [shape, name, who]
-        for shape in SHAPES
-        for name in FUNCTIONS
-        for who in BESIDE
-        if who == "ours" or name == "down"
-    ]
+    asked = [[shape, name, "ours"] for shape in SHAPES for name in FUNCTIONS]
+    asked += [[shape, name, who] for shape in SHAPES for who in against for name in BESIDE[who]]
     rows = [row for chip in TOPOLOGIES for row in compiled(chip, asked)]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     return {"command": " ".join(sys.argv), "versions": versions, "rows": rows}
@@ -85,7 +82,12 @@ def function(s: Shape, name: str, whose: str, chip: chips.ChipSpec) -> Callable[
     """(arrays, sizes, start) -> outputs."""
     act = s.activation
     if whose == "ragged_dot":
-        return lambda a, sizes, start: jax.lax.ragged_dot(a[0], a[1], sizes, preferred_element_type=F32).astype(BF16)
+        own = xla.BACKEND
+        return {
+            "down": lambda a, z, t: own.matmul(a[:1], a[1:], Groups(z), False, None, BF16),
+            "dx": lambda a, z, t: own.matmul(a[:2], a[2:], Groups(z), True, None, BF16),
+            "dw up": lambda a, z, t: own.weight_gradient(*a, Groups(z), BF16),
+        }[name]
     if whose == "megablox":
         megablox: Any = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox")
 

@@ -34,5 +34,6 @@ def int8(w: Float[Array, "G K N"]) -> Quantized:
     """The nearest int8 weights, each column scaled by its largest value; needs qwix (pip install moejax[quant])."""
     import qwix
 
-    found = qwix.quantize(w, jnp.int8, channelwise_axes=(0, 2))
-    return Quantized(found.qvalue, found.scale.astype(jnp.float32))
+    # In fp32: qwix keeps the scale in the type of what it is given.
+    found = qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=(0, 2))
+    return Quantized(found.qvalue, found.scale)

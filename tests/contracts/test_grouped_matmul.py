@@ -196,7 +196,7 @@ def test_blocks_past_the_int32_middle():
     np.testing.assert_array_equal(work.stops, np.cumsum(sizes))
     np.testing.assert_array_equal(work.active[: int(work.number)], [0, 2, 3])
     for group in (0, 2, 3):
-        count = int(work.count(jnp.int32(group)))
+        count = int(work.number_of(jnp.int32(group)))
         assert count == -(-sizes[group] // work.size)
         for turn in {0, count // 2, count - 1}:
             row = sum(sizes[:group]) + turn * work.size

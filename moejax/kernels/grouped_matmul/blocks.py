@@ -44,7 +44,7 @@ class Blocks(NamedTuple):
     stops: Int[Array, " G"]
     size: int
 
-    def count(self, group: Int[Array, ""]) -> Int[Array, ""]:
+    def number_of(self, group: Int[Array, ""]) -> Int[Array, ""]:
         """Blocks of a group."""
         return -(-(self.stops[group] - self.starts[group]) // self.size)
 
@@ -57,7 +57,7 @@ class Blocks(NamedTuple):
 
     def each_block(self, group: Int[Array, ""], visit: Callable[[Block, Any], Any], carry: Any) -> Any:
         """visit(block, carry) for every block of a group."""
-        turns = self.count(group)
+        turns = self.number_of(group)
         return jax.lax.fori_loop(0, turns, lambda t, carry: visit(self.block(group, t), carry), carry)
 
 

@@ -88,7 +88,7 @@ def backward(
     d_weight = None if row_weight is None else unwritten(x, room, dtype=F32)
     slopes = work.each_group(visit, Slopes(unwritten(x, room, x.shape[1]), none, d_weight))
     parts = zip(weights, slopes.weights, strict=True)
-    found = Weights(*(no_gradient(w) if s is None else s.astype(w.dtype) for w, s in parts))
+    found = Weights(*(no_gradient(w) if isinstance(w, Quantized | None) else s.astype(w.dtype) for w, s in parts))
     return Slopes(slopes.rows[:rows], found, None if d_weight is None else slopes.row_weight[:rows])
 
 
@@ -136,4 +136,4 @@ def _plus(rows: Array, bias: Array | None) -> Array:
 
 def _add(total: Array | None, part: Array | None) -> Array | None:
     """Nothing where there is no parameter to have a gradient."""
-    return None if total is None else total + part
+    return None if total is None or part is None else total + part
