@@ -1,6 +1,8 @@
 """Benches that compare: what they time is first held to be the same function."""
 
+import importlib.util
 import json
+import pathlib
 import sys
 import textwrap
 
@@ -11,6 +13,7 @@ from moejax import config
 from moejax.bench import block, peer
 from moejax.errors import UserError
 
+ROOT = pathlib.Path(__file__).parents[1]
 SMALL = config.Config(
     data=config.Data(batch=2, context=16), model=config.Model(width=8, moe=config.MoE(num_experts=4, top_k=2, hidden=8))
 )
@@ -74,3 +77,10 @@ def test_a_peer_that_dies_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setattr(peer, "SCRIPT", broken)
     with pytest.raises(UserError, match="ended with code 3; it needs torch"):
         peer.Peer(sys.executable, {"x": np.zeros(1)}, "float32")
+
+
+def test_the_block_without_a_config_is_the_experiment_file():
+    spec = importlib.util.spec_from_file_location("block_config", ROOT / "configs" / "block.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert config.resolve(module.get_config()) == block.DEFAULT

@@ -29,6 +29,11 @@ def times(x: Array, w: Array, transpose_w: bool) -> Array:
     return jax.lax.dot_general(x, w, (((1,), (1 if transpose_w else 0,)), ((), ())), preferred_element_type=F32)
 
 
+def product_over_rows(x: Array, dy: Array) -> Array:
+    """x^T @ dy in fp32. The barrier has x turned first: a matmul that contracts leading dimensions is slower on a CPU."""
+    return jnp.dot(jax.lax.optimization_barrier(x.T), dy, preferred_element_type=F32)
+
+
 def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array | None, out_dtype: jnp.dtype) -> Array:
     rows = xs[0].shape[0]
     work = blocks.cut(groups, rows)
@@ -55,7 +60,7 @@ def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, 
     def visit(group: Array, dw: Array) -> Array:
         def turn(block: Block, own: Array) -> Array:
             rows, cotangents = (jnp.where(block.mine, rows_at(a, block), 0) for a in (x, dy))
-            return own + jnp.dot(rows.T, cotangents, preferred_element_type=F32)
+            return own + product_over_rows(rows, cotangents)
 
         return put_group(dw, work.each_block(group, turn, zeros(x, x.shape[1], dy.shape[1], dtype=F32)), group)
 

@@ -8,7 +8,7 @@ from jaxtyping import Array
 from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_matmul import Groups, blocks
 from moejax.kernels.grouped_matmul.api import no_gradient
-from moejax.kernels.grouped_matmul.blocked import times, weight_of
+from moejax.kernels.grouped_matmul.blocked import product_over_rows, times, weight_of
 from moejax.kernels.grouped_matmul.blocks import Block, overhang, put_group, put_rows, rows_at, unwritten, zeros
 from moejax.kernels.grouped_mlp.composed import Kept, Slopes
 from moejax.kernels.grouped_mlp.weights import Weights
@@ -107,7 +107,7 @@ def _of_block(
     d_x = [times(s.astype(x.dtype), w, True) for s, w in parts]
 
     def of(rows: Array, slope: Array | None) -> Array | None:
-        return None if slope is None else jnp.dot(rows.T, slope.astype(x.dtype), preferred_element_type=F32)
+        return None if slope is None else product_over_rows(rows, slope.astype(x.dtype))
 
     slopes = Weights(
         up=of(x, d_up),
