@@ -72,9 +72,9 @@ def _peers(name: str, bench: ModuleType) -> dict[str, Any]:
     for key, value in given.items():
         if key not in inspect.signature(bench.run).parameters:
             raise UserError(f"--{key}={value}: bench {name} does not take it; leave it out")
-    unknown = [peer for peer in given.get("against", ()) if peer not in bench.AGAINST]
+    unknown = [peer for peer in against or () if peer not in bench.AGAINST]
     if unknown:
-        raise UserError(f"--against={','.join(AGAINST.value)}: {unknown[0]!r} is not one of {', '.join(bench.AGAINST)}")
+        raise UserError(f"--against: {unknown[0]!r} is not one of {', '.join(bench.AGAINST)}")
     return given
 
 
