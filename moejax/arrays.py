@@ -81,3 +81,13 @@ def count(mask: Bool[Array, "..."], axis: Any = None) -> Int[Array, "..."]:
 def running_sum(x: Int[Array, "..."], axis: int) -> Int[Array, "..."]:
     """Inclusive sum along an axis in log2 steps. `jnp.cumsum` is quadratic in the window on CPU."""
     return jax.lax.associative_scan(jnp.add, x, axis=axis)
+
+
+def no_gradient(tree: Any) -> Any:
+    """Cotangents of what is frozen or only looked up: zeros, of type float0 for integers."""
+
+    def of(a: Array) -> Array | np.ndarray:
+        real = jnp.issubdtype(a.dtype, jnp.floating)
+        return jnp.zeros_like(a) if real else np.zeros(a.shape, jax.dtypes.float0)
+
+    return jax.tree.map(of, tree)

@@ -15,7 +15,7 @@ def keep_freed() -> bool:
     """Asks the C library to keep what is freed for the next to allocate, where JAX computes on the CPU of a Linux machine.
 
     XLA allocates the buffers of a program anew each time it runs. By default large ones go back to the system at once, and every page
-    of them is faulted in again: a fifth of the time of a sparse layer on a CPU (docs/kernels.md). The process then holds the
+    of them is faulted in again: a fifth of the time of a sparse layer on a CPU (docs/experiments.md). The process then holds the
     most it has used. Returns whether it was done."""
     if jax.default_backend() != "cpu" or platform.libc_ver()[0] != "glibc":
         return False

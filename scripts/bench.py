@@ -69,9 +69,9 @@ def _peers(name: str, bench: ModuleType) -> dict[str, Any]:
     """What of --against and --torch was given, for a bench that takes it."""
     against = None if AGAINST.value is None else tuple(AGAINST.value)
     given = {key: value for key, value in (("against", against), ("torch", TORCH.value)) if value is not None}
-    for key, value in given.items():
+    for key in given:
         if key not in inspect.signature(bench.run).parameters:
-            raise UserError(f"--{key}={value}: bench {name} does not take it; leave it out")
+            raise UserError(f"--{key}: bench {name} does not take it; leave it out")
     unknown = [peer for peer in against or () if peer not in bench.AGAINST]
     if unknown:
         raise UserError(f"--against: {unknown[0]!r} is not one of {', '.join(bench.AGAINST)}")

@@ -27,7 +27,6 @@ from moejax.train.recordings import FOLDER as ASSIGNMENTS
 
 STEPS = 50
 DEVICES = 8
-ONE = "one device"
 MESHES: dict[str, tuple[config.Mesh, int]] = {
     "data 8": (config.Mesh(data=8), 1),
     "expert 8": (config.Mesh(expert=8), 1),

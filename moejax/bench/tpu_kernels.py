@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -44,7 +45,8 @@ def run(cfg: config.Config, rounds: int, against: tuple[str, ...] = AGAINST) -> 
     """Every function, shape and chip, beside what else there is. `cfg` and `rounds` play no part: a compiler always says the same."""
     asked = [[shape, name, "ours"] for shape in SHAPES for name in FUNCTIONS]
     asked += [[shape, name, who] for shape in SHAPES for who in against for name in BESIDE[who]]
-    rows = [row for chip in TOPOLOGIES for row in compiled(chip, asked)]
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(TOPOLOGIES))) as pool:
+        rows = [row for found in pool.map(lambda chip: compiled(chip, asked), TOPOLOGIES) for row in found]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib")}
     return {"command": " ".join(sys.argv), "versions": versions, "rows": rows}
 
@@ -179,6 +181,8 @@ def _row(mesh: jax.sharding.Mesh, chip: str, folder: str, shape: str, name: str,
     if whose == "tokamax" and importlib.util.find_spec("tokamax") is None:
         return row | {"error": "not installed"}
     spec = chips.CHIPS[chip]
+    for path in glob.glob(os.path.join(glob.escape(folder), "*")):
+        os.remove(path)
     try:
         program, moved = _compile(mesh, SHAPES[shape], name, whose, spec)
     except Exception as error:  # a peer's failure is a finding
@@ -188,10 +192,8 @@ def _row(mesh: jax.sharding.Mesh, chip: str, folder: str, shape: str, name: str,
         "temp_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "roofline_ms": 1e3 * max(flops(SHAPES[shape], name) / spec.flops, moved / spec.bandwidth),
-    } | schedule(folder)
-    for path in glob.glob(os.path.join(glob.escape(folder), "*")):
-        os.remove(path)
-    return row
+    }
+    return row | schedule(folder)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ class ChipSpec:
 
     name: str
     platform: str
-    """cpu, tpu or gpu."""
+    """tpu or gpu."""
     cores: int
     """TensorCores that one device drives (two where they are fused into one device), or streaming multiprocessors."""
     matrix_unit: int
@@ -29,7 +29,6 @@ MiB = 2**20
 CHIPS: dict[str, ChipSpec] = {
     chip.name: chip
     for chip in (
-        ChipSpec("cpu", "cpu", 1, 1, 0, 0.0, 0.0),
         ChipSpec("v5e", "tpu", 1, 128, 128 * MiB, 197e12, 819e9),
         ChipSpec("v5p", "tpu", 2, 128, 64 * MiB, 459e12, 2765e9),
         ChipSpec("v6e", "tpu", 1, 256, 128 * MiB, 918e12, 1640e9),
@@ -50,7 +49,6 @@ KINDS = {
     "TPU7x": "tpu7x",
     "NVIDIA H100": "h100",
     "NVIDIA H200": "h200",
-    "cpu": "cpu",
 }
 """`device_kind` as JAX reports it, up to a suffix such as ` 80GB HBM3`."""
 

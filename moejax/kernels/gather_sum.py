@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moejax import collectives
+from moejax.arrays import no_gradient
 
 F32 = jnp.float32
 
@@ -48,15 +48,11 @@ def _backward(kept: tuple, dy: Array):
     place = place.at[flat].set(jnp.arange(flat.shape[0], dtype=jnp.int32), mode="drop")
     d_rows = dy.at[place // choices].get(mode="fill", fill_value=0)
     if weights is None:
-        return d_rows.astype(rows.dtype), _none(index), None
+        return d_rows.astype(rows.dtype), no_gradient(index), None
     factor = weights.reshape(-1).at[place].get(mode="fill", fill_value=0)
     taken = rows.at[index].get(mode="fill", fill_value=0).astype(F32)
     d_weights = jnp.sum(taken * dy[:, None, :], axis=-1)
-    return (d_rows * factor[:, None]).astype(rows.dtype), _none(index), d_weights.astype(weights.dtype)
-
-
-def _none(index: Array) -> np.ndarray:
-    return np.zeros(index.shape, jax.dtypes.float0)
+    return (d_rows * factor[:, None]).astype(rows.dtype), no_gradient(index), d_weights.astype(weights.dtype)
 
 
 _gather_sum.defvjp(_forward, _backward)

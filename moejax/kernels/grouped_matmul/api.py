@@ -7,10 +7,10 @@ import importlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moejax import collectives, sharding
+from moejax.arrays import no_gradient
 from moejax.errors import ConfigError
 from moejax.kernels.grouped_matmul.backend import Backend, Groups, group_of_row, owned
 from moejax.kernels.quantized import Quantized
@@ -134,7 +134,7 @@ def _backward(transpose_w: bool, out_dtype: jnp.dtype, impl: str, kept: tuple, d
         first, second = (dy, x) if transpose_w else (x, dy)
         dw = own.weight_gradient(first, second, groups, w.dtype)
     d_bias = None if bias is None else sum_of_groups(dy, groups, bias.dtype)
-    return dx, dw, d_bias, jax.tree.map(no_gradient_of, groups)
+    return dx, dw, d_bias, no_gradient(groups)
 
 
 _matmul.defvjp(_forward, _backward)
@@ -145,13 +145,3 @@ def sum_of_groups(rows: Float[Array, "M N"], groups: Groups, dtype: jnp.dtype) -
     mine = group_of_row(groups, rows.shape[0])[:, None] == jnp.arange(groups.sizes.shape[0], dtype=jnp.int32)[None, :]
     live = jnp.where(owned(groups, rows.shape[0]), rows, jnp.zeros((), rows.dtype))
     return jnp.einsum("mg,mn->gn", mine.astype(rows.dtype), live, preferred_element_type=jnp.float32).astype(dtype)
-
-
-def no_gradient_of(a: Array) -> Array | np.ndarray:
-    """The cotangent of what is frozen or only looked up: zero, of type float0 for integers."""
-    real = jnp.issubdtype(a.dtype, jnp.floating)
-    return jnp.zeros_like(a) if real else np.zeros(a.shape, jax.dtypes.float0)
-
-
-def no_gradient(tree):
-    return jax.tree.map(no_gradient_of, tree)

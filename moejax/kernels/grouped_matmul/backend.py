@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from moejax.kernels.activations import Activation
+
 
 class Groups(NamedTuple):
     """Rows contiguous by group: group g owns sizes[g] rows after those of the groups before it."""
@@ -67,3 +69,12 @@ def owned(groups: Groups, rows: int) -> Bool[Array, "M 1"]:
 def rows_of_groups(values: Array, groups: Groups, rows: int) -> Array:
     """[G, N] -> [M, N]: to every row what its group has; anything for rows that none owns."""
     return values.at[group_of_row(groups, rows)].get(mode="clip")
+
+
+def composed_glu(
+    backend: Backend, x: Array, gate: Any, up: Any, gate_bias: Any, up_bias: Any, groups: Groups, activation: Activation
+) -> tuple[Array, Array | None, Array]:
+    """(a, gate_h, up_h) from plain matmuls: the pre-activations are rounded before they are activated, as a backward pass will."""
+    gate_h = None if gate is None else backend.matmul((x,), (gate,), groups, False, gate_bias, x.dtype)
+    up_h = backend.matmul((x,), (up,), groups, False, up_bias, x.dtype)
+    return activation.value(gate_h, up_h).astype(x.dtype), gate_h, up_h

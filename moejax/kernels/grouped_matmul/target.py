@@ -1,4 +1,4 @@
-"""Which chip a kernel is compiled for, and what a backend does where it has no kernel of its own."""
+"""Which chip a kernel is compiled for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from jaxtyping import Array
 from moejax import sharding
 from moejax.errors import ConfigError
 from moejax.kernels import chips
-from moejax.kernels.activations import Activation
-from moejax.kernels.grouped_matmul.backend import Backend, Groups
 
 
 def here(platform: str, interpreted_as: str, interpreter: Callable[[], Any]) -> dict[str, Any]:
@@ -32,12 +30,3 @@ def here(platform: str, interpreted_as: str, interpreter: Callable[[], Any]) -> 
 
 def fp32(x: Array | None) -> Array | None:
     return None if x is None else x.astype(jnp.float32)
-
-
-def composed_glu(
-    backend: Backend, x: Array, gate: Any, up: Any, gate_bias: Any, up_bias: Any, groups: Groups, activation: Activation
-) -> tuple[Array, Array | None, Array]:
-    """(a, gate_h, up_h) from plain matmuls: the pre-activations are rounded before they are activated, as a backward pass will."""
-    gate_h = None if gate is None else backend.matmul((x,), (gate,), groups, False, gate_bias, x.dtype)
-    up_h = backend.matmul((x,), (up,), groups, False, up_bias, x.dtype)
-    return activation.value(gate_h, up_h).astype(x.dtype), gate_h, up_h

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moejax import collectives
+from moejax.arrays import no_gradient
 from moejax.kernels.activations import SWIGLU, Activation
 from moejax.kernels.gather_sum import gather_sum
 from moejax.kernels.grouped_matmul import Groups, pick
-from moejax.kernels.grouped_matmul.api import no_gradient
 from moejax.kernels.grouped_matmul.backend import owned
 from moejax.kernels.grouped_mlp import blocked, composed
 from moejax.kernels.grouped_mlp.composed import Slopes

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from moejax.arrays import no_gradient
 from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_matmul import Groups, blocks
-from moejax.kernels.grouped_matmul.api import no_gradient
 from moejax.kernels.grouped_matmul.blocked import product_over_rows, times, weight_of
 from moejax.kernels.grouped_matmul.blocks import Block, overhang, put_group, put_rows, rows_at, unwritten, zeros
 from moejax.kernels.grouped_mlp.composed import Kept, Slopes

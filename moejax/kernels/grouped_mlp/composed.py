@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from moejax.arrays import no_gradient
 from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_matmul import Groups, backend
-from moejax.kernels.grouped_matmul.api import no_gradient, sum_of_groups
+from moejax.kernels.grouped_matmul.api import sum_of_groups
 from moejax.kernels.grouped_matmul.backend import rows_of_groups
 from moejax.kernels.grouped_mlp.glu import grouped_dglu, grouped_glu
 from moejax.kernels.grouped_mlp.weights import Weights

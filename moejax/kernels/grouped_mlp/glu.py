@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_matmul import Groups, backend
-from moejax.kernels.grouped_matmul.target import composed_glu
+from moejax.kernels.grouped_matmul.backend import composed_glu
 from moejax.kernels.quantized import Quantized
 
 F32 = jnp.float32

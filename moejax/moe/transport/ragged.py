@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from moejax import collectives
-from moejax.arrays import Assignment, Stats, count
+from moejax.arrays import Assignment, Stats, count, no_gradient
 from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_mlp import Weights
 from moejax.moe import pieces
@@ -217,13 +217,7 @@ def _further_backward(impl: str, activation: Activation, kept: tuple, dy: Array)
 
     start = jnp.ones_like(route.rounds), jax.tree.map(jnp.zeros_like, (x, weights))
     dx, dw = jax.lax.while_loop(lambda carry: carry[0] < route.rounds, turn, start)[1]
-    return dx, dw, jax.tree.map(_no_gradient, route)
-
-
-def _no_gradient(a: Array) -> Array | np.ndarray:
-    """The cotangent of what is only looked up: zero, of type float0 for integers."""
-    real = jnp.issubdtype(a.dtype, jnp.floating)
-    return jnp.zeros_like(a) if real else np.zeros(a.shape, jax.dtypes.float0)
+    return dx, dw, no_gradient(route)
 
 
 _further.defvjp(_further_forward, _further_backward)

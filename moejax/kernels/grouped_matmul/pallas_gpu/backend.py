@@ -13,7 +13,7 @@ from jaxtyping import Array
 from moejax import compat
 from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_matmul import target, xla
-from moejax.kernels.grouped_matmul.backend import Backend, Groups, added
+from moejax.kernels.grouped_matmul.backend import Backend, Groups, added, composed_glu
 from moejax.kernels.grouped_matmul.pallas_gpu import forward, gated, gradient
 from moejax.kernels.grouped_matmul.pallas_gpu.tiles import supports
 from moejax.kernels.quantized import Quantized
@@ -48,7 +48,7 @@ def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, 
 
 def _glu(x: Array, gate: Any, up: Any, gate_bias: Any, up_bias: Any, groups: Groups, activation: Activation) -> Any:
     if not _takes(x, up):
-        return target.composed_glu(xla.BACKEND, x, gate, up, gate_bias, up_bias, groups, activation)
+        return composed_glu(xla.BACKEND, x, gate, up, gate_bias, up_bias, groups, activation)
     biases = {"gate_bias": gate_bias, "up_bias": up_bias}
     return gated.glu(x, gate, up, *_where(groups), activation=activation, **biases, **_target())
 
