@@ -20,6 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["moejax", "moejax.*"]),
+    package_data={"moejax.kernels": ["tuned.json"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2",

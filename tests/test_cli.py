@@ -63,7 +63,8 @@ CASES = {
         ["--files={tmp}/t*.txt", "--out={tmp}/empty.txt/o", "--heldout=0.5"],
         "cannot be written",
     ),
-    **{f"help of {script}": (script, ["--help"], None) for script in ("train", "bench", "prepare", "report")},
+    "tune on a cpu": ("tune", [], "nothing to tune on 'cpu'"),
+    **{f"help of {script}": (script, ["--help"], None) for script in ("train", "bench", "prepare", "report", "tune")},
 }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +25,6 @@ from moejax.kernels.grouped_matmul import pallas_gpu
 
 KINDS = "forward", "input gradient", "weight gradient", "layer"
 """What is timed; a layer is the forward and backward pass of its experts, without biases."""
-BURST = 0.02
-"""Seconds that the calls of one sample take together: the time of starting them disappears behind the first."""
 WRONG = 0.02
 """Error relative to the norm of the result, from which on a result counts as wrong; rounding to bf16 makes 0.004."""
 
@@ -91,7 +88,7 @@ def case(
             except Exception as error:
                 failed[who] = f"failed: {(str(error) or type(error).__name__).splitlines()[0][:120]}"
         judged = [who for who in first if who != "dense" and "ragged_dot" in first]
-        errors = {who: error_of(first[who], first["ragged_dot"]) for who in judged}
+        errors = {who: timing.error_of(first[who], first["ragged_dot"]) for who in judged}
         measured = _tflops({who: tables[who][kind] for who in first}, _flops(shape, kind), rounds)
         for who, speed in measured.items():
             speed["of_dense"] = speed["median"] / measured["dense"]["median"]
@@ -219,36 +216,10 @@ def _flops(shape: Shape, kind: str) -> int:
     return 3 * shape.flops if kind == "layer" else 2 * shape.rows * shape.width * shape.hidden
 
 
-def _tflops(calls: dict[str, Callable[[], Any]], flops: int, rounds: int) -> dict[str, dict[str, float]]:
-    """A sample is a burst of calls of which only the last is waited for."""
-
-    def burst(call: Callable[[], Any]) -> tuple[Callable[[], Any], int]:
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        number = int(np.clip(np.ceil(BURST / (time.perf_counter() - began)), 1, 100))
-
-        def repeat() -> Any:
-            for _ in range(number - 1):
-                call()
-            return call()
-
-        return repeat, number
-
-    bursts = {who: burst(call) for who, call in calls.items()}
-    seconds = timing.samples({who: repeat for who, (repeat, _) in bursts.items()}, rounds)
-    speeds = {who: bursts[who][1] * flops / np.asarray(s) / 1e12 for who, s in seconds.items()}
+def _tflops(functions: dict[str, Callable[[], Any]], flops: int, rounds: int) -> dict[str, dict[str, float]]:
+    speeds = {who: flops / np.asarray(s) / 1e12 for who, s in timing.bursts(functions, rounds).items()}
     quantiles = {"median": 50, "low": 10, "high": 90}
     return {who: {q: float(np.percentile(s, p)) for q, p in quantiles.items()} for who, s in speeds.items()}
-
-
-def error_of(got: Any, wanted: Any) -> float:
-    """The largest of the results' errors, each in the norm of what is wanted; every row belongs to a group here."""
-
-    def one(a: jax.Array, b: jax.Array) -> float:
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        return float(jnp.linalg.norm((a - b).reshape(-1)) / jnp.linalg.norm(b.reshape(-1)))
-
-    return max(map(one, jax.tree.leaves(got), jax.tree.leaves(wanted)))
 
 
 def _taken(shape: Shape) -> bool:

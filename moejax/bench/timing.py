@@ -10,7 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+BURST = 0.02
+"""Seconds that the calls of one sample take together: the time of starting them disappears behind the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,35 @@ def _seconds(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - began
+
+
+def bursts(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of one call on an accelerator. A sample is a burst of calls of which only the last is waited for."""
+
+    def burst(call: Callable[[], Any]) -> tuple[Callable[[], Any], int]:
+        jax.block_until_ready(call())
+        number = int(np.clip(np.ceil(BURST / _seconds(call)), 1, 100))
+
+        def repeat() -> Any:
+            for _ in range(number - 1):
+                call()
+            return call()
+
+        return repeat, number
+
+    made = {who: burst(call) for who, call in calls.items()}
+    seconds = samples({who: repeat for who, (repeat, _) in made.items()}, rounds)
+    return {who: [s / made[who][1] for s in taken] for who, taken in seconds.items()}
+
+
+def error_of(got: Any, wanted: Any) -> float:
+    """The largest of the results' errors, each in the norm of what is wanted; every row belongs to a group here."""
+
+    def one(a: jax.Array, b: jax.Array) -> float:
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        return float(jnp.linalg.norm((a - b).reshape(-1)) / jnp.linalg.norm(b.reshape(-1)))
+
+    return max(map(one, jax.tree.leaves(got), jax.tree.leaves(wanted)))
 
 
 def ratios(calls: Mapping[str, Callable[[], Any]], base: str, rounds: int) -> dict[str, dict[str, float]]:

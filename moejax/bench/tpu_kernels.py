@@ -27,23 +27,24 @@ from jax.experimental import layout, topologies
 
 from moejax import config, sharding
 from moejax import mesh as meshes
+from moejax.bench import calls
 from moejax.bench.shapes import SHAPES, Shape
 from moejax.kernels import chips
 from moejax.kernels.grouped_matmul import Groups, pallas_tpu, xla
-from moejax.kernels.quantized import Quantized
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 QUIET = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-BF16, F32, I32 = jnp.bfloat16, jnp.float32, jnp.int32
-FUNCTIONS = ("down", "glu", "glu int8", "dx", "dglu", "dw up", "dw down")
+BF16, I32 = jnp.bfloat16, jnp.int32
 AGAINST = ("ragged_dot", "megablox", "tokamax")
 BESIDE = {"ragged_dot": ("down", "dx", "dw up"), "megablox": ("down",), "tokamax": ("down",)}
-"""What of FUNCTIONS is compiled of others."""
+"""What of the functions is compiled of others."""
+PEER_TILES = (512, 1024, 1024)
+"""Rows, contraction, columns: in place of the default of both, 128 of each, whose tiles are too small to fill a matrix unit."""
 
 
 def run(cfg: config.Config, rounds: int, against: tuple[str, ...] = AGAINST) -> dict[str, Any]:
     """Every function, shape and chip, beside what else there is. `cfg` and `rounds` play no part: a compiler always says the same."""
-    asked = [[shape, name, "ours"] for shape in SHAPES for name in FUNCTIONS]
+    asked = [[shape, name, "ours"] for shape in SHAPES for name in calls.FUNCTIONS["tpu"]]
     asked += [[shape, name, who] for shape in SHAPES for who in against for name in BESIDE[who]]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, len(TOPOLOGIES))) as pool:
         rows = [row for found in pool.map(lambda chip: compiled(chip, asked), TOPOLOGIES) for row in found]
@@ -64,25 +65,8 @@ def compiled(chip: str, asked: list[list[str]], schedule: bool = True) -> list[d
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def arguments(s: Shape, name: str, make: Callable[..., Any]) -> tuple[Any, ...]:
-    """Shapes of a function's arrays, before `group_sizes` and `start`."""
-    rows_d, rows_f = make(s.rows, s.width), make(s.rows, s.hidden)
-    into, out = make(s.experts, s.width, s.hidden), make(s.experts, s.hidden, s.width)
-    small = Quantized(make(s.experts, s.width, s.hidden, dtype=jnp.int8), make(s.experts, 1, s.hidden, dtype=F32))
-    return {
-        "down": (rows_f, out),
-        "glu": (rows_d, into, into),
-        "glu int8": (rows_d, small, small),
-        "dx": (rows_f, rows_f, into, into),
-        "dglu": (rows_d, out, rows_f, rows_f, make(s.rows, dtype=F32)),
-        "dw up": (rows_d, rows_f),
-        "dw down": (rows_f, rows_d),
-    }[name]
-
-
 def function(s: Shape, name: str, whose: str, chip: chips.ChipSpec) -> Callable[..., Any]:
     """(arrays, sizes, start) -> outputs."""
-    act = s.activation
     if whose == "ragged_dot":
         own = xla.BACKEND
         return {
@@ -93,24 +77,13 @@ def function(s: Shape, name: str, whose: str, chip: chips.ChipSpec) -> Callable[
     if whose == "megablox":
         megablox: Any = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox")
 
-        return lambda a, sizes, start: megablox.gmm(*a, sizes, preferred_element_type=BF16, tiling=(512, 1024, 1024))
+        return lambda a, sizes, start: megablox.gmm(*a, sizes, preferred_element_type=BF16, tiling=PEER_TILES)
     if whose == "tokamax":
-        tokamax: Any = importlib.import_module("tokamax")
-        return lambda a, sizes, start: tokamax.ragged_dot(*a, sizes, implementation="mosaic")
-    k: Any = pallas_tpu
-    return {
-        "down": lambda a, z, t: k.matmul((a[0],), (a[1],), z, t, out_dtype=BF16, chip=chip),
-        "glu": lambda a, z, t: k.glu(*a, z, t, activation=act, chip=chip),
-        "glu int8": lambda a, z, t: k.glu(*a, z, t, activation=act, chip=chip),
-        "dx": lambda a, z, t: k.matmul(a[:2], a[2:], z, t, transpose_w=True, out_dtype=BF16, chip=chip),
-        "dglu": lambda a, z, t: k.dglu(*a[:4], z, t, activation=act, row_weight=a[4], chip=chip),
-        "dw up": lambda a, z, t: k.weight_gradient(*a, z, t, out_dtype=BF16, chip=chip),
-        "dw down": lambda a, z, t: k.weight_gradient(*a, z, t, out_dtype=BF16, chip=chip),
-    }[name]
-
-
-def flops(s: Shape, name: str) -> int:
-    return 2 * s.rows * s.width * s.hidden * (2 if name in ("glu", "glu int8", "dx") else 1)
+        # its public function asks which device this machine has
+        kernel: Any = importlib.import_module("tokamax._src.ops.ragged_dot.pallas_mosaic_tpu_kernel")
+        exact = (jax.lax.Precision.DEFAULT,) * 2
+        return lambda a, sizes, start: kernel.gmm(*a, sizes, exact, BF16, tiling=PEER_TILES)
+    return calls.function(pallas_tpu, s, name, chip)
 
 
 def _compile(mesh: jax.sharding.Mesh, s: Shape, name: str, whose: str, chip: chips.ChipSpec) -> tuple[Any, int]:
@@ -122,7 +95,7 @@ def _compile(mesh: jax.sharding.Mesh, s: Shape, name: str, whose: str, chip: chi
         form = layout.Format(layout.Layout(tuple(range(len(shape)))), jax.NamedSharding(mesh, spec))
         return jax.ShapeDtypeStruct((devices * shape[0], *shape[1:]), dtype, sharding=form)
 
-    arrays, sizes = arguments(s, name, make), make(s.experts, dtype=I32)
+    arrays, sizes = calls.arguments(s, name, make), make(s.experts, dtype=I32)
     start = jax.ShapeDtypeStruct((), I32, sharding=jax.NamedSharding(mesh, sharding.spec()))
     part = sharding.spec("expert")
     mapped = jax.shard_map(
@@ -191,7 +164,7 @@ def _row(mesh: jax.sharding.Mesh, chip: str, folder: str, shape: str, name: str,
     row |= {
         "temp_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
-        "roofline_ms": 1e3 * max(flops(SHAPES[shape], name) / spec.flops, moved / spec.bandwidth),
+        "roofline_ms": 1e3 * max(calls.flops(SHAPES[shape], name) / spec.flops, moved / spec.bandwidth),
     }
     return row | schedule(folder)
 

@@ -14,7 +14,7 @@ from moejax.errors import ConfigError
 from moejax.kernels import activations, quantized
 from moejax.kernels.activations import Activation
 from moejax.kernels.gather_sum import gather_sum
-from moejax.kernels.grouped_matmul import BACKENDS, Groups, backend
+from moejax.kernels.grouped_matmul import BACKENDS, Groups, backend, blocks
 from moejax.kernels.grouped_mlp import Weights, grouped_mlp
 from moejax.kernels.grouped_mlp import api as mlp_api
 
@@ -174,6 +174,15 @@ def test_plain_forms(impl):
     compare(impl, activations.SWIGLU, weighted=False, indexed=False)
     compare(impl, activations.SWIGLU, dtype="bfloat16")
     compare(impl, activations.SWIGLU, with_inverse=True)
+
+
+def test_blocks_of_two_sizes(monkeypatch):
+    """What groups of many rows are cut into, at the size of these."""
+    monkeypatch.setattr(blocks, "SMALLEST", 4)
+    assert blocks.block_sizes(R, E) == (16, 4)
+    layer.cache_clear()
+    compare("blocked", activations.SWIGLU, with_inverse=True)
+    layer.cache_clear()
 
 
 @pytest.mark.parametrize("impl", sorted(set(BACKENDS) - set(PLAIN)))

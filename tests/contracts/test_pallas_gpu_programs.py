@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moejax import compat, config
-from moejax.bench import gpu_kernels
+from moejax.bench import gpu_kernels, timing
 from moejax.bench.shapes import SHAPES, Shape
 from moejax.errors import ConfigError, UserError
 from moejax.kernels.activations import Activation
@@ -81,12 +81,14 @@ def test_supports():
 
 def test_tiles():
     """The static rule, and the error for a size that no multiprocessor has."""
-    assert [tiles.choose(n, H200, None).columns for n in (2048, 2880, 96, 8, 136)] == [256, 192, 128, 64, 192]
-    assert [tiles.choose(n, H200, None, parts=2).columns for n in (768, 2880, 96)] == [256, 256, 256]
+    assert [tiles.rule(n, 1).columns for n in (2048, 2880, 96, 8, 136)] == [256, 192, 128, 64, 192]
+    assert [tiles.rule(n, 2).columns for n in (768, 2880, 96)] == [256, 256, 256]
+    for n, parts in ((2048, 1), (768, 2)):
+        tiles.check(tiles.rule(n, parts), H200, parts)
     with pytest.raises(ConfigError, match="shared memory"):
-        tiles.choose(2048, H200, Tiles(stages=5))
+        tiles.check(Tiles(stages=5), H200, 1)
     with pytest.raises(ConfigError, match="multiple of 64"):
-        tiles.choose(2048, H200, Tiles(columns=100))
+        tiles.check(Tiles(columns=100), H200, 1)
 
 
 def test_no_rows():
@@ -102,7 +104,7 @@ def test_no_rows():
 @pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="the interpreter of this jax knows no transposed operand")
 def test_bench(monkeypatch):
     """The bench's own arithmetic on a tiny shape: the kernels agree with `lax.ragged_dot`, one by one and in a layer."""
-    monkeypatch.setattr(gpu_kernels, "BURST", 0.0)
+    monkeypatch.setattr(timing, "BURST", 0.0)
     shape, one, simulated = Shape(64, 64, 64, 3), dataclasses.replace(H200, cores=1), compat.gpu_interpreter()
     kinds = "input gradient", "weight gradient"
     row = gpu_kernels.case(shape, "one step", "zipf", one, 1, kinds, interpret=simulated)
@@ -112,7 +114,7 @@ def test_bench(monkeypatch):
     operands = gpu_kernels.operands_of(shape, np.asarray([20, 0, 44]), 0)
     tables = gpu_kernels.implementations(shape, operands, one, simulated)
     layers = {who: table["layer"]() for who, table in tables.items()}
-    assert gpu_kernels.error_of(layers["pallas_gpu"], layers["ragged_dot"]) < gpu_kernels.WRONG
+    assert timing.error_of(layers["pallas_gpu"], layers["ragged_dot"]) < gpu_kernels.WRONG
     assert [a.shape for a in layers["dense"][:2]] == [(64, 64)] * 2
     result = {"rounds": 1, "machine": {}, "tokamax": "not installed", "rows": [row]}
     assert "WRONG" not in gpu_kernels.table(result)

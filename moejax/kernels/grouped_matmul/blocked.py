@@ -1,6 +1,6 @@
 """Portable XLA: a loop over groups, and in it over blocks of rows, each against its own group's weight. What a CPU uses.
 
-FLOPs are the ideal plus half a block per group; nothing is expanded and no group is visited without rows.
+FLOPs are the ideal plus half a small block per group; nothing is expanded and no group is visited without rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def product_over_rows(x: Array, dy: Array) -> Array:
 def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array | None, out_dtype: jnp.dtype) -> Array:
     rows = xs[0].shape[0]
     work = blocks.cut(groups, rows)
-    padded = [overhang(x, work.size) for x in xs]
+    padded = [overhang(x, work.over) for x in xs]
 
     def visit(group: Array, y: Array) -> Array:
         own = [weight_of(w, group, x.dtype) for x, w in zip(xs, ws, strict=True)]
@@ -50,12 +50,12 @@ def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array
         return work.each_block(group, turn, y)
 
     columns = ws[0].shape[1 if transpose_w else 2]
-    return work.each_group(visit, unwritten(xs[0], rows + work.size, columns, dtype=out_dtype))[:rows]
+    return work.each_group(visit, unwritten(xs[0], rows + work.over, columns, dtype=out_dtype))[:rows]
 
 
 def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, into: Array | None = None) -> Array:
     work = blocks.cut(groups, x.shape[0])
-    x, dy = overhang(x, work.size), overhang(dy, work.size)
+    x, dy = overhang(x, work.over), overhang(dy, work.over)
 
     def visit(group: Array, dw: Array) -> Array:
         def turn(block: Block, own: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Loops over groups of contiguous rows, and within a group over blocks of a fixed number of rows; both of dynamic trip count.
+"""Loops over groups of contiguous rows, and within a group over blocks of one or two fixed numbers of rows; all of dynamic trip count.
 
 The last block of a group runs over into the rows of the next group: what is written there is overwritten when that group's turn comes
 (blocks go in order), and what is read there is masked where it would be summed. A group's weights are sliced once for all its blocks.
@@ -16,8 +16,8 @@ from jaxtyping import Array, Int
 from moejax import collectives
 from moejax.kernels.grouped_matmul.backend import Groups, stops
 
-SMALLEST, LARGEST = 32, 128
-"""Rows of a block: below, the cost of a turn of the loop shows; above, a group wastes more than is gained."""
+SMALLEST, LARGEST = 32, 256
+"""Rows of a block: below, the cost of a turn of the loop shows; above, nothing is gained any more."""
 
 
 class Block(NamedTuple):
@@ -42,14 +42,13 @@ class Blocks(NamedTuple):
     """How many have rows."""
     starts: Int[Array, " G"]
     stops: Int[Array, " G"]
-    size: int
+    sizes: tuple[int, ...]
+    """Rows of a block, falling: as many of each as fit into what the larger ones left, and the last of the smallest runs over."""
 
-    def number_of(self, group: Int[Array, ""]) -> Int[Array, ""]:
-        """Blocks of a group."""
-        return -(-(self.stops[group] - self.starts[group]) // self.size)
-
-    def block(self, group: Int[Array, ""], turn: Int[Array, ""]) -> Block:
-        return Block(self.starts[group] + turn * self.size, self.stops[group], self.size)
+    @property
+    def over(self) -> int:
+        """Rows that a block may reach past the buffer."""
+        return self.sizes[-1]
 
     def each_group(self, visit: Callable[[Array, Any], Any], carry: Any) -> Any:
         """visit(group, carry) for every group that has rows."""
@@ -57,14 +56,30 @@ class Blocks(NamedTuple):
 
     def each_block(self, group: Int[Array, ""], visit: Callable[[Block, Any], Any], carry: Any) -> Any:
         """visit(block, carry) for every block of a group."""
-        turns = self.number_of(group)
-        return jax.lax.fori_loop(0, turns, lambda t, carry: visit(self.block(group, t), carry), carry)
+        for size, row, turns in self.series(group):
+
+            def turn(t: Array, carry: Any, size: int = size, row: Array = row) -> Any:
+                return visit(Block(row + t * size, self.stops[group], size), carry)
+
+            carry = jax.lax.fori_loop(0, turns, turn, carry)
+        return carry
+
+    def series(self, group: Int[Array, ""]) -> list[tuple[int, Array, Array]]:
+        """(rows of a block, first row, number of blocks), a series after another, of a group."""
+        row, stop, found = self.starts[group], self.stops[group], []
+        for size in self.sizes:
+            turns = -(-(stop - row) // size) if size == self.over else (stop - row) // size
+            found.append((size, row, turns))
+            row = row + turns * size
+        return found
 
 
-def block_size(rows: int, groups: int) -> int:
-    """About half the mean rows of a group, a power of two: a group wastes half a block on average."""
+def block_sizes(rows: int, groups: int) -> tuple[int, ...]:
+    """About half the mean rows of a group, a power of two, and a quarter of that for what is left of a group: a matmul pays for turning
+    its operands whatever its rows, and half of the smallest block is wasted a group."""
     half_mean = max(1, rows // (2 * groups))
-    return min(LARGEST, max(SMALLEST, 1 << half_mean.bit_length() - 1))
+    large = min(LARGEST, max(SMALLEST, 1 << half_mean.bit_length() - 1))
+    return (large, large // 4) if large >= 4 * SMALLEST else (large,)
 
 
 def cut(groups: Groups, rows: int) -> Blocks:
@@ -72,7 +87,7 @@ def cut(groups: Groups, rows: int) -> Blocks:
     after = stops(groups)
     active = jnp.argsort(groups.sizes == 0, stable=True).astype(jnp.int32)
     number = jnp.sum(groups.sizes > 0, dtype=jnp.int32)
-    return Blocks(active, number, after - groups.sizes, after, block_size(rows, groups.sizes.shape[0]))
+    return Blocks(active, number, after - groups.sizes, after, block_sizes(rows, groups.sizes.shape[0]))
 
 
 def zeros(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = None) -> Array:

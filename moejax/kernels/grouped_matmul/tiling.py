@@ -54,6 +54,20 @@ class Demand:
     """Numbers of x that make one number of a chunk."""
 
 
+def neighbours(tiles: Tiles) -> list[Tiles]:
+    """One size halved or doubled, another number of slots; those that divide. The compiler says which of them fit."""
+    sizes = [f for f in ("rows", "columns", "chunk", "depth") if getattr(tiles, f)]
+    changed = [(f, getattr(tiles, f) * twice // 2) for f in sizes for twice in (1, 4)]
+    found = [dataclasses.replace(tiles, **{f: value}) for f, value in (*changed, ("slots", 5 - tiles.slots))]
+    return [t for t in found if _whole(t)]
+
+
+def _whole(t: Tiles) -> bool:
+    return (
+        t.rows % t.block == 0 and t.columns % t.chunk == 0 and not any(v % LANES for v in (t.columns, t.chunk, t.depth))
+    )
+
+
 def ceil_to(value: int, step: int) -> int:
     return -(-value // step) * step
 
@@ -116,6 +130,13 @@ def for_gradient(rows: int, depth: int, columns: int, groups: int, element: int,
     def parts(of: int) -> list[int]:
         return sorted({ceil_to(-(-of // n), LANES if n == 1 else side) for n in range(1, -(-of // side) + 1)})
 
+    def chunked(d: int, part: int) -> tuple[int, int]:
+        """(columns, chunk): whole chunks as wide as the code may grow, with the fewest columns that are past the end."""
+        widest = max(UNROLLED // d // LANES, 1) * LANES
+        pieces = -(-part // widest)
+        chunks = [ceil_to(-(-part // n), LANES) for n in range(pieces, 2 * pieces)]
+        return min((-(-part // chunk) * chunk, -chunk) for chunk in chunks)
+
     def held(d: int, c: int) -> int:
         return (
             d * c * (4 + 2 * out) + 2 * tall * (d + c) * element + block * d * (element + 4) + 4 * d * min(c, 2 * side)
@@ -126,14 +147,12 @@ def for_gradient(rows: int, depth: int, columns: int, groups: int, element: int,
         idle = turns[0] * turns[1] % chip.cores
         return rows * (depth * turns[1] + columns * turns[0]) * (3 if idle else 2), d
 
-    fits = [
-        (d, c) for d in parts(depth) for c in parts(columns) if d <= 2048 and c <= 4096 and held(d, c) <= budget(chip)
-    ]
+    tiles = [(d, *chunked(d, part)) for d in parts(depth) for part in parts(columns) if d <= 2048 and part <= 4096]
+    fits = [(d, c, -less) for d, c, less in tiles if held(d, c) <= budget(chip)]
     if not fits:
         raise ConfigError(
             f"a weight gradient of [{depth}, {columns}] in tiles of [{LANES}, {LANES}] does not fit {budget(chip)} bytes of a core of "
             f"{chip.name}; use kernel=xla"
         )
-    d, c = min(fits, key=lambda tile: cost(*tile))
-    chunk = max(n for n in range(LANES, max(UNROLLED // d, LANES) + 1, LANES) if c % n == 0)
+    d, c, chunk = min(fits, key=lambda tile: cost(*tile[:2]))
     return Tiles(tall, block, c, chunk, depth=d)

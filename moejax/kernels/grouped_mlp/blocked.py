@@ -23,8 +23,8 @@ def forward(
     """y [R, D], and the pre-activations [R and more, F] in the order of rows."""
     rows, hidden = index.shape[0], weights.up.shape[2]
     work = blocks.cut(groups, rows)
-    index = overhang(index, work.size)
-    factors = None if row_weight is None else overhang(row_weight, work.size)
+    index = overhang(index, work.over)
+    factors = None if row_weight is None else overhang(row_weight, work.over)
 
     def visit(group: Array, carry: tuple[Array, Kept]) -> tuple[Array, Kept]:
         own = _own(weights, group, x.dtype)
@@ -42,7 +42,7 @@ def forward(
 
         return work.each_block(group, turn, carry)
 
-    room = rows + work.size
+    room = rows + work.over
     kept = Kept(None if weights.gate is None else unwritten(x, room, hidden), unwritten(x, room, hidden))
     y, kept = work.each_group(visit, (unwritten(x, room, x.shape[1]), kept))
     return y[:rows], kept
@@ -61,8 +61,8 @@ def backward(
     """All gradients for the cotangent dy [R, D] of y."""
     rows = index.shape[0]
     work = blocks.cut(groups, rows)
-    index, dy = overhang(index, work.size), overhang(dy, work.size)
-    factors = None if row_weight is None else overhang(row_weight, work.size)
+    index, dy = overhang(index, work.over), overhang(dy, work.over)
+    factors = None if row_weight is None else overhang(row_weight, work.over)
 
     def visit(group: Array, slopes: Slopes) -> Slopes:
         own = _own(weights, group, x.dtype)
@@ -84,7 +84,7 @@ def backward(
         return after._replace(weights=Weights(*(None if w is None else put_group(w, own, group) for w, own in parts)))
 
     none = Weights(*(None if isinstance(w, Quantized | None) else zeros(x, *w.shape, dtype=F32) for w in weights))
-    room = rows + work.size
+    room = rows + work.over
     d_weight = None if row_weight is None else unwritten(x, room, dtype=F32)
     slopes = work.each_group(visit, Slopes(unwritten(x, room, x.shape[1]), none, d_weight))
     parts = zip(weights, slopes.weights, strict=True)

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moejax import compat
+from moejax.kernels import tuned
 from moejax.kernels.chips import ChipSpec
 from moejax.kernels.grouped_matmul.pallas_gpu import bias as biases
 from moejax.kernels.grouped_matmul.pallas_gpu import launch, ring, store, tasks
@@ -47,7 +48,11 @@ def matmul(
     if rows == 0:
         return jnp.zeros((0, width), out_dtype)
     require(*xs, *ws)
-    tiles = choose(width, chip, tiles)
+    asked = tuned.problem(
+        chip, "input_gradient" if transpose_w else "matmul", ws[0].dtype,
+        pairs=len(xs), depth=sum(x.shape[1] for x in xs), columns=width, rows=rows, groups=ws[0].shape[0],
+    )  # fmt: skip
+    tiles = choose(asked, chip, tiles)
     work = tasks.of_rows(group_sizes, start, rows, width, tiles.columns, tiles.panel)
     steps = [-(-x.shape[1] // DEPTH) for x in xs]
     pairs = len(xs)

@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from moejax.kernels import tuned
 from moejax.kernels.activations import Activation
 from moejax.kernels.chips import ChipSpec
 from moejax.kernels.grouped_matmul.pallas_gpu import bias as biases
@@ -47,7 +48,10 @@ def glu(
         return a, None if gate is None else h[0], h[-1]
     require(x, *weights)
     parts = len(weights)
-    tiles = choose(width, chip, tiles, parts)
+    asked = tuned.problem(
+        chip, "glu", up.dtype, pairs=parts, depth=x.shape[1], columns=width, rows=rows, groups=up.shape[0]
+    )
+    tiles = choose(asked, chip, tiles, parts)
     columns, steps = tiles.columns // parts, -(-x.shape[1] // DEPTH)
     work = tasks.of_rows(group_sizes, start, rows, width, columns, tiles.panel)
 

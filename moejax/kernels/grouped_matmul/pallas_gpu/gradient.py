@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moejax import compat
+from moejax.kernels import tuned
 from moejax.kernels.chips import ChipSpec
 from moejax.kernels.grouped_matmul.pallas_gpu import launch, ring, store, tasks
 from moejax.kernels.grouped_matmul.pallas_gpu.tiles import (
@@ -48,7 +49,10 @@ def weight_gradient(
     if rows == 0:
         return jnp.zeros((groups, height, width), out_dtype)
     require(x, dy)
-    tiles = choose(width, chip, tiles)
+    asked = tuned.problem(
+        chip, "weight_gradient", x.dtype, pairs=1, depth=height, columns=width, rows=rows, groups=groups
+    )
+    tiles = choose(asked, chip, tiles)
     down, across = -(-height // ROWS), -(-width // tiles.columns)
 
     def body(

@@ -10,7 +10,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from moejax.errors import ConfigError
+from moejax.kernels import tuned
 from moejax.kernels.chips import ChipSpec
+from moejax.kernels.tuned import Problem
 
 WARPGROUP_ROWS = 64
 """Rows of one wgmma."""
@@ -71,29 +73,47 @@ def require(*operands: Array) -> None:
             )
 
 
-def choose(width: int, chip: ChipSpec, tiles: Tiles | None, parts: int = 1) -> Tiles:
-    """The static rule: the widest tile that pads `width` by at most a sixteenth, else the one that pads least.
+def choose(asked: Problem, chip: ChipSpec, tiles: Tiles | None, parts: int = 1) -> Tiles:
+    """The caller's, the measured or the rule's, if the kernels can have them.
 
     Args:
-      width: columns of the result.
       parts: weights that share a tile, two in a gated layer.
-      tiles: a tuned choice that is taken as it is; None for the rule.
     """
-    if tiles is None:
-        widths = [part * parts for part in (256, 192, 128, 64) if part * parts <= 256]
-        padded = {columns: -(-width // (columns // parts)) * (columns // parts) for columns in widths}
-        fine = [columns for columns in widths if 16 * padded[columns] <= 17 * width]
-        tiles = Tiles(fine[0] if fine else min(widths, key=lambda columns: padded[columns]))
-    _check(tiles, chip, parts)
+    tiles = tuned.choose(asked, tiles, Tiles, lambda: rule(asked.columns, parts))
+    check(tiles, chip, parts)
     return tiles
 
 
-def _check(tiles: Tiles, chip: ChipSpec, parts: int) -> None:
+def rule(width: int, parts: int) -> Tiles:
+    """The widest tile that pads `width` columns by at most a sixteenth, else the one that pads least."""
+    widths = [part * parts for part in (256, 192, 128, 64) if part * parts <= 256]
+    padded = {columns: -(-width // (columns // parts)) * (columns // parts) for columns in widths}
+    fine = [columns for columns in widths if 16 * padded[columns] <= 17 * width]
+    return Tiles(fine[0] if fine else min(widths, key=lambda columns: padded[columns]))
+
+
+def neighbours(tiles: Tiles) -> list[Tiles]:
+    """One size changed by a step; `check` and the compiler say which of them can be had."""
+    step = {
+        "columns": (-DEPTH, DEPTH, -2 * DEPTH, 2 * DEPTH),
+        "stages": (-1, 1),
+        "panel": (-tiles.panel // 2, tiles.panel),
+    }
+    return [dataclasses.replace(tiles, **{f: getattr(tiles, f) + by}) for f, steps in step.items() for by in steps]
+
+
+def check(tiles: Tiles, chip: ChipSpec, parts: int) -> None:
     part = tiles.columns // parts
-    if tiles.columns % parts or part % DEPTH or not DEPTH <= tiles.columns <= 256 or tiles.stages < 2:
+    if (
+        tiles.columns % parts
+        or part % DEPTH
+        or not DEPTH <= tiles.columns <= 256
+        or tiles.stages < 2
+        or tiles.panel < 1
+    ):
         raise ConfigError(
             f"{tiles} with {parts} weights: columns of each weight are a multiple of {DEPTH}, at most 256 in all, and stages "
-            "at least 2; leave tiles out for the static rule"
+            "at least 2, a panel at least 1; leave tiles out for the static rule"
         )
     if tiles.bytes > chip.memory:
         raise ConfigError(

@@ -52,8 +52,9 @@ def matmul(
         return (total if bias is None else total + chunk.column(len(scales)),), None
 
     operands = Operands(xs, weights, columns)
+    kernel = "input_gradient" if transpose_w else "matmul"
     (y,), _ = rows.call(
-        part, operands, group_sizes, start,
+        part, operands, group_sizes, start, kernel=kernel,
         outputs=(out_dtype,), transposed=transpose_w, chip=chip, tiles=tiles, interpret=interpret,
     )  # fmt: skip
     return y

@@ -54,7 +54,7 @@ def glu(
     operands = Operands((x,), weights, (*scales, *biases))
     (a, *h), _ = rows.call(
         part, operands, group_sizes, start,
-        outputs=(x.dtype,) * (1 + number), chip=chip, tiles=tiles, interpret=interpret,
+        kernel="glu", outputs=(x.dtype,) * (1 + number), chip=chip, tiles=tiles, interpret=interpret,
     )  # fmt: skip
     return a, h[0] if number == 2 else None, h[-1]
 
@@ -99,6 +99,7 @@ def dglu(
     (*dh, a), dweight = rows.call(
         part, operands, group_sizes, start,
         outputs=(h_up.dtype,) * (len(cells) + 1), sums=factor is not None, transposed=True,
+        kernel="dglu",
         chip=chip, tiles=tiles, interpret=interpret,
     )  # fmt: skip
     return None if h_gate is None else dh[0], dh[-1], a, dweight if factor is not None else None

@@ -7,6 +7,7 @@ while its rows pass; it is rounded and sent when the last of them has.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from moejax import collectives, compat
+from moejax.kernels import tuned
 from moejax.kernels.chips import ChipSpec
 from moejax.kernels.grouped_matmul import tiling
 from moejax.kernels.grouped_matmul.pallas_tpu import work
@@ -50,7 +52,11 @@ def weight_gradient(
         return into[0] if into else jnp.zeros_like(x, shape=shape, dtype=out_dtype)
     written = jnp.dtype(out_dtype).itemsize * (1 + len(into))
     sizes = (x.shape[0], shape[1], shape[2], shape[0])
-    tiles = tiles or tiling.for_gradient(*sizes, x.dtype.itemsize, written, chip)
+    asked = tuned.problem(
+        chip, "weight_gradient", x.dtype, pairs=1, depth=shape[1], columns=shape[2], rows=x.shape[0], groups=shape[0]
+    )
+    rule = functools.partial(tiling.for_gradient, *sizes, x.dtype.itemsize, written, chip)
+    tiles = tuned.choose(asked, tiles, Tiles, rule)
     plan = Plan(-(-shape[1] // tiles.depth), -(-shape[2] // tiles.columns), tiles, chip.cores)
     items = work.make(group_sizes, start, x.shape[0], tiles.rows, plan.cores, share_rows=False, empty=True)
     ins, out = _specs(plan, len(into))
@@ -125,6 +131,15 @@ def _step(plan: Plan, *refs: Any) -> None:
     begin, end = items.bounds[group], items.bounds[group + 1]
     low, high = jnp.maximum(begin - top, 0), jnp.minimum(end - top, t.rows)
 
+    def each_chunk(visit: Callable[[Any], None]) -> None:
+        def turn(c: Any, _: None) -> None:
+            visit(pl.ds(pl.multiple_of(c * t.chunk, t.chunk), t.chunk))
+
+        lax.fori_loop(0, t.columns // t.chunk, turn, None)
+
+    def clear(columns: Any) -> None:
+        total[:, columns] = jnp.zeros((t.depth, t.chunk), F32)
+
     def block(b: Any, _: None) -> None:
         rows = pl.ds(pl.multiple_of(b * t.block, t.block), t.block)
         row = b * t.block + lax.broadcasted_iota(jnp.int32, (t.block, 1), 0)
@@ -132,13 +147,12 @@ def _step(plan: Plan, *refs: Any) -> None:
         opens = (begin >= top) & (b == low // t.block)
         turned[...] = jnp.where(mine, x[rows, :], jnp.zeros((), x.dtype)).T
 
-        def chunk(c: Any, _: None) -> None:
-            columns = pl.ds(pl.multiple_of(c * t.chunk, t.chunk), t.chunk)
+        def product(columns: Any) -> None:
             cotangents = jnp.where(mine, dy[rows, columns], jnp.zeros((), dy.dtype))
             so_far = jnp.where(opens, 0.0, total[:, columns])
             total[:, columns] = so_far + dot(turned[...], cotangents, (1, 0))
 
-        lax.fori_loop(0, t.columns // t.chunk, chunk, None)
+        each_chunk(product)
 
     @pl.when(end > begin)
     def _() -> None:
@@ -146,9 +160,12 @@ def _step(plan: Plan, *refs: Any) -> None:
 
     @pl.when(end == begin)
     def _() -> None:
-        total[...] = jnp.zeros_like(total)
+        each_chunk(clear)
+
+    def write(columns: Any) -> None:
+        last = total[:, columns] + into[0][:, columns].astype(F32) if into else total[:, columns]
+        out[:, columns] = last.astype(out.dtype)
 
     @pl.when(end <= top + t.rows)
     def _() -> None:
-        last = total[...] + into[0][...].astype(F32) if into else total[...]
-        out[...] = last.astype(out.dtype)
+        each_chunk(write)

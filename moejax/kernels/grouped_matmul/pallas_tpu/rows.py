@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from moejax import collectives, compat
 from moejax.errors import ConfigError
+from moejax.kernels import tuned
 from moejax.kernels.chips import ChipSpec
 from moejax.kernels.grouped_matmul import tiling
 from moejax.kernels.grouped_matmul.pallas_tpu import work
@@ -44,6 +45,7 @@ def call(
     group_sizes: Array,
     start: Array,
     *,
+    kernel: str,
     outputs: tuple[Any, ...],
     sums: bool = False,
     transposed: bool = False,
@@ -59,7 +61,11 @@ def call(
         return tuple(jnp.zeros_like(x, shape=(m, n), dtype=d) for d in outputs), jnp.zeros_like(
             x, shape=(m,), dtype=F32
         )
-    tiles = tiles or tiling.for_rows(demand(operands, outputs, transposed, sums), chip)
+    taken = demand(operands, outputs, transposed, sums)
+    asked = tuned.problem(
+        chip, kernel, w.dtype, pairs=len(operands.weights), depth=taken.contracted, columns=n, rows=m, groups=w.shape[0]
+    )
+    tiles = tuned.choose(asked, tiles, Tiles, lambda: tiling.for_rows(taken, chip))
     share_rows = -(-m // tiles.rows) >= 4 * chip.cores
     cores = chip.cores if share_rows or n > tiles.columns else 1
     plan = Plan(m, n, tiles, cores, share_rows, transposed, bool(interpret))
@@ -71,13 +77,13 @@ def call(
     buffers = [_buffer(plan, w) for w in operands.weights]
     flat, tree = jax.tree.flatten(operands)
 
-    def kernel(*refs: Any) -> None:
+    def body(*refs: Any) -> None:
         cut = len(items), len(items) + len(flat), len(items) + len(flat) + len(out)
         listed, read = work.Work(*refs[: cut[0]]), jax.tree.unflatten(tree, refs[cut[0] : cut[1]])
         step(plan, part, listed, read, refs[cut[1] : cut[2]], refs[cut[2] : -1], refs[-1], sums)
 
     done = pl.pallas_call(
-        kernel,
+        body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(items),
             grid=(cores, plan.core_passes, jnp.max(items.number)),
@@ -93,6 +99,11 @@ def call(
         interpret=interpret,
     )(*items, *flat)
     return tuple(done[: len(outputs)]), jnp.sum(done[-1], axis=(0, 1)) if sums else None
+
+
+def supports(*operands: Array | jax.ShapeDtypeStruct) -> bool:
+    """Any K and N; a contraction too long for a core's memory is refused by the tile rule, which knows the chip."""
+    return all(jnp.issubdtype(a.dtype, jnp.floating) or a.dtype == jnp.int8 for a in operands)
 
 
 def demand(operands: Operands, outputs: tuple[Any, ...], transposed: bool, sums: bool) -> tiling.Demand:
