@@ -9,9 +9,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from moejax import config
-from moejax.errors import ConfigError, DamagedError, DivergedError, PreemptedError, UserError
+from moejax.errors import ConfigError, DamagedError, DivergedError, PreemptedError, SaveError, UserError
 
-KNOWN = (UserError, DivergedError, DamagedError, PreemptedError)
+KNOWN = (UserError, DivergedError, DamagedError, SaveError, PreemptedError)
 
 
 def fail(error: Exception) -> int:

@@ -18,6 +18,7 @@ from ml_collections import config_dict
 
 from moejax.config_moe import MoE
 from moejax.errors import ConfigError
+from moejax.reliability import Checkpoint, Faults, Watchdog
 
 T = TypeVar("T")
 
@@ -86,6 +87,10 @@ class Data:
     """Share of documents kept for evaluation."""
     seed: int = 0
     """Order of the rows."""
+    skip: tuple[int, ...] = ()
+    """Batches left out, as first and one past the last, pair after pair: what a run that went back left out, for one that replays it."""
+    allow_damaged: bool = False
+    """Records that cannot be read become invalid tokens, counted in data/damaged_targets; else they end the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +139,14 @@ class Train:
     """Limit of the global gradient norm."""
     clip_spike: float = 0.0
     """Limit of the gradient norm as a multiple of its running mean; 0 for none. A spike guard."""
+    max_bad_steps: int = 20
+    """Steps in a row with a loss, gradient or update that is not finite, after which the run ends. Fewer are skipped and counted."""
+    spike: float = 0.0
+    """Multiple of the usual loss above which the run goes back to the last checkpoint and leaves out the batches since; 0 for none."""
+    max_rollbacks: int = 5
+    """Times that a run goes back before it ends."""
+    replicas_every: int = 0
+    """Steps between comparisons of what must be alike on several devices, bit by bit; 0 for none."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     eval_every: int = 250
@@ -157,16 +170,6 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """Saving and resuming."""
-
-    every: int = 500
-    """Steps between saves; the last step is always saved."""
-    keep: int = 2
-    """Most recent checkpoints to keep."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -177,6 +180,8 @@ class Config:
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     train: Train = dataclasses.field(default_factory=Train)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)
+    faults: Faults = dataclasses.field(default_factory=Faults)
 
 
 def default() -> ml_collections.ConfigDict:

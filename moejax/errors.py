@@ -23,6 +23,12 @@ class DamagedError(Exception):
     exit_code = 4
 
 
+class SaveError(Exception):
+    """A checkpoint that could not be written."""
+
+    exit_code = 1
+
+
 class PreemptedError(Exception):
     """The run was asked to stop, saved its state, and continues when it is started again."""
 

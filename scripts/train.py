@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 
-import jax
 from absl import flags
 
 from moejax import cli, memory
 from moejax.errors import UserError
-from moejax.train import loop
+from moejax.train import hosts, loop
 
 CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: made if it is missing, continued if it is not")
@@ -27,7 +26,7 @@ def main() -> None:
     if WORKDIR.value is None:
         raise UserError("--workdir is missing; for example --workdir=runs/tiny")
     if COORDINATOR.value is not None:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     memory.keep_freed()
     numbers = loop.train(cfg, WORKDIR.value, quiet=JSON.value)
     if JSON.value:

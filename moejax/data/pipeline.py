@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from array_record.python.array_record_module import ArrayRecordReader
 from moejax import config
 from moejax.data.prepare import RECORD, load
 from moejax.data.tokenizer import PAD
-from moejax.errors import UserError
+from moejax.errors import ConfigError, DamagedError, UserError
 
+DAMAGED = -1
+"""Label of a position whose token or target could not be read."""
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 """Threads that read, and batches they may be ahead."""
 
@@ -29,10 +32,22 @@ class Rows:
     A row is tokens i32[T], targets i32[T] (PAD past the end), segments i32[T] (documents numbered from 1, 0 past the
     end), valid bool[T] (the target lies in the same document) and labels i32[T] (0 past the end). Together the
     rows hold every target once. Raises DamagedError if the folder is not as written, UserError if it has no target.
+
+    With `allow_damaged` a record that cannot be read is PAD in place, no position of it or before it is valid, and their labels are
+    DAMAGED. `unreadable` are records that count as such, from 0, to rehearse it.
     """
 
-    def __init__(self, folder: Path, split: str, context: int):
-        part = load(folder, split)
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        context: int,
+        *,
+        allow_damaged: bool = False,
+        unreadable: frozenset[int] = frozenset(),
+    ):
+        part = load(folder, split, verify=not allow_damaged)
+        self._allow_damaged, self._unreadable, self._file = allow_damaged, unreadable, part.records
         self.label_names = part.label_names
         self.hash = part.hash
         self.floor = part.floor
@@ -54,18 +69,22 @@ class Rows:
             raise IndexError(f"row {index} of {len(self)}")
         positions = index * self._context + np.arange(self._context + 1)
         window = np.full(self._context + 1, PAD, np.int32)
-        read = self._read(index * self._context, min((index + 1) * self._context + 1, self._tokens))
+        read, lost = self._read(index * self._context, min((index + 1) * self._context + 1, self._tokens))
         window[: len(read)] = read
+        damaged = np.zeros(len(window), bool)
+        damaged[: len(read)] = lost
+        either = damaged[:-1] | damaged[1:]
         # Past the end this is the number of documents, so no target there shares a document with a token.
         documents = np.searchsorted(self._offsets, positions, side="right") - 1
         here, there = documents[:-1], documents[1:]
         exists = here < len(self._labels)
+        labels = np.where(exists, self._labels[np.where(exists, here, 0)], 0)
         return {
             "tokens": window[:-1],
             "targets": window[1:],
-            "segments": np.where(exists, here - here[0] + 1, 0).astype(np.int32),
-            "valid": (here == there) & exists,
-            "labels": np.where(exists, self._labels[np.where(exists, here, 0)], 0).astype(np.int32),
+            "segments": np.where(exists & ~damaged[:-1], here - here[0] + 1, 0).astype(np.int32),
+            "valid": (here == there) & exists & ~either,
+            "labels": np.where(either, DAMAGED, labels).astype(np.int32),
         }
 
     def blank(self) -> Arrays:
@@ -74,11 +93,39 @@ class Rows:
         padding, zeros = np.full(T, PAD, np.int32), np.zeros(T, np.int32)
         return {"tokens": padding, "targets": padding, "segments": zeros, "valid": np.zeros(T, bool), "labels": zeros}
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop of the concatenation, from the records that hold them."""
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens start to stop of the concatenation, from the records that hold them; and which of them could not be read."""
         first = start // RECORD
-        records = self._reader.read(list(range(first, (stop - 1) // RECORD + 1)))
-        return np.frombuffer(b"".join(records), "<u2")[start - first * RECORD : stop - first * RECORD]
+        tokens, lost = [], []
+        for number, record in enumerate(self._records(list(range(first, (stop - 1) // RECORD + 1))), start=first):
+            size = min(RECORD, self._tokens - number * RECORD)
+            tokens.append(np.full(size, PAD, "<u2") if record is None else np.frombuffer(record, "<u2"))
+            lost.append(np.full(size, record is None))
+        part = slice(start - first * RECORD, stop - first * RECORD)
+        return np.concatenate(tokens)[part], np.concatenate(lost)[part]
+
+    def _records(self, numbers: list[int]) -> list[bytes | None]:
+        """Each record, None for one that is damaged where that is allowed. Together is faster; one by one tells which it is."""
+        if not self._unreadable.intersection(numbers):
+            with contextlib.suppress(Exception):
+                return list(self._reader.read(numbers))
+        return [self._record(number) for number in numbers]
+
+    def _record(self, number: int) -> bytes | None:
+        try:
+            if number in self._unreadable:
+                raise OSError("config.faults.corrupt_record")
+            return self._reader.read([number])[0]
+        except Exception as error:  # the reader has no type of its own for damage
+            if self._allow_damaged:
+                return None
+            raise DamagedError(
+                f"record {number} of {self._file} cannot be read ({' '.join(str(error).split())[:120]}): prepare the text again, or set "
+                "config.data.allow_damaged=True to go on without it"
+            ) from error
+
+
+NO_FAULTS = config.Faults()
 
 
 class Stream:
@@ -87,25 +134,48 @@ class Stream:
     Nothing is remembered between reads: to resume at a step is to read it.
     """
 
-    def __init__(self, data: config.Data, folder: Path):
+    def __init__(self, data: config.Data, folder: Path, faults: config.Faults = NO_FAULTS):
         if not 0 <= data.seed < 2**32:
             raise UserError(f"config.data.seed={data.seed} must lie between 0 and 2**32 - 1")
         if data.batch < 1:
             raise UserError(f"config.data.batch={data.batch} must be at least 1")
-        self.rows = Rows(folder, "train", data.context)
+        lost = frozenset([faults.corrupt_record - 1] if faults.corrupt_record else [])
+        self.rows = Rows(folder, "train", data.context, allow_damaged=data.allow_damaged, unreadable=lost)
+        self._bad_batch = faults.bad_batch - 1
         self._batch = data.batch
+        require_windows(data.skip)
         self._ordered = grain.MapDataset.source(self.rows).seed(data.seed).shuffle().repeat()
 
     def read(self, step: int, rows: slice | None = None) -> Arrays:
         """The global batch of a step, [B, T] with row_ids i32[B], or only the given rows of it, for one host."""
         row_ids = np.arange(self._batch, dtype=np.int32)[rows or slice(None)]
         read = [self._ordered[step * self._batch + int(row)] for row in row_ids]
-        return _stack(cast(list[Arrays], read), row_ids)
+        batch = _stack(cast(list[Arrays], read), row_ids)
+        return batch | {"targets": batch["targets"][:, ::-1]} if step == self._bad_batch else batch
 
-    def iterate(self, start_step: int, rows: slice | None = None) -> Iterator[Arrays]:
-        """`read` of start_step, start_step + 1, ..., read ahead by Grain's threads."""
+    def iterate(self, start_step: int, rows: slice | None = None, skip: Windows = ()) -> Iterator[Arrays]:
+        """`read` of start_step, start_step + 1, ..., read ahead by Grain's threads; batches of the windows are left out."""
         steps = grain.MapDataset.range(start_step, sys.maxsize // self._batch)
-        return iter(steps.map(lambda step: self.read(step, rows)).to_iter_dataset(READ_AHEAD))
+        return iter(steps.map(lambda step: self.read(position(step, skip), rows)).to_iter_dataset(READ_AHEAD))
+
+
+Windows = tuple[int, ...]
+"""Batches that are left out: first and one past the last, pair after pair, rising."""
+
+
+def position(step: int, skip: Windows) -> int:
+    """The batch that the step reads, both counted from 0."""
+    for first, after in zip(skip[::2], skip[1::2], strict=True):
+        step += after - first if step >= first else 0
+    return step
+
+
+def require_windows(skip: Windows) -> None:
+    """Raises ConfigError for what are no windows."""
+    if len(skip) % 2 or list(skip) != sorted(set(skip)) or any(edge < 0 for edge in skip):
+        raise ConfigError(
+            f"data.skip={skip}: pairs of first and one past the last batch, rising; write --config.data.skip='(100, 120)'"
+        )
 
 
 def heldout_batches(rows: Rows, batch: int, limit: int | None = None) -> Iterator[Arrays]:

@@ -86,11 +86,11 @@ def prepare(documents: Iterable[source.Document], out: Path, heldout: float) -> 
         raise UserError(f"out={str(out)!r} cannot be written: {error.strerror}; choose another folder") from error
 
 
-def load(folder: Path, split: str) -> Split:
-    """Opens a split and verifies its hash. Raises DamagedError if the folder is not as it was written."""
+def load(folder: Path, split: str, *, verify: bool = True) -> Split:
+    """Opens a split and verifies its hash, unless told not to. Raises DamagedError if the folder is not as it was written."""
     index = read_index(folder)
     try:
-        damaged = index["hashes"][split] != _digest(folder, split, index)
+        damaged = verify and index["hashes"][split] != _digest(folder, split, index)
     except (OSError, KeyError, TypeError) as error:
         raise _damaged(folder, f"cannot be read as written ({error!r})") from error
     if damaged:

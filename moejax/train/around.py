@@ -1,9 +1,8 @@
-"""Round the loop: a stopwatch, a polite stop, a profile of chosen steps."""
+"""Round the loop: a stopwatch, a profile of chosen steps."""
 
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,32 +44,6 @@ class Stopwatch:
             return {}
         self.tokens_per_second = steps * tokens_per_step / seconds
         return {"seconds_per_step": seconds / steps, "tokens_per_second": self.tokens_per_second}
-
-
-class Stop:
-    """Whether the run was asked to stop."""
-
-    asked = False
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[Stop]:
-    """Ctrl-C and SIGTERM ask the loop of a single process to save and stop; a second Ctrl-C stops at once."""
-    stop = Stop()
-
-    def ask(number: int, frame: Any) -> None:
-        stop.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if jax.process_count() > 1:
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Profile:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from moejax import config, mesh, sharding
 from moejax.data import tokenizer
+from moejax.data.pipeline import require_windows
 from moejax.errors import ConfigError
 from moejax.layers import kinds
 from moejax.models import decoder
 from moejax.moe import layer, visits, widths
-from moejax.train import optimizer, recordings
+from moejax.train import faults, guard, optimizer, recordings
 
 
 def check(cfg: config.Config) -> None:
@@ -19,6 +20,9 @@ def check(cfg: config.Config) -> None:
     mesh.check(cfg.mesh)
     decoder.check(cfg.model)
     optimizer.check(cfg.train)
+    guard.check(cfg.train)
+    faults.check(cfg.faults)
+    require_windows(cfg.data.skip)
     if "sparse" in kinds.channels(cfg.model):
         layer.check(cfg.model.moe, cfg.data.context)
         _check_experts(cfg)

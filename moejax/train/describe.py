@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import math
 import platform
+from pathlib import Path
 from typing import Any
 
 import jax
 
+import moejax
 from moejax import config, sharding
 from moejax import mesh as meshes
 from moejax.data.pipeline import Rows
@@ -69,6 +73,23 @@ def _visits(cfg: config.Config) -> list[str]:
     return [f"a token visits at most {visits.bound(moe, devices)} of {devices} devices"] if limited else []
 
 
+def identity(cfg: config.Config, data_hash: str) -> dict[str, str]:
+    """What must be the same on all hosts: the config, the versions, this library's own source, the data."""
+    source = hashlib.sha256()
+    for file in sorted(Path(moejax.__file__).parent.rglob("*.py")):
+        source.update(file.read_bytes())
+    return {
+        "config": json.dumps(config.to_dict(cfg), sort_keys=True),
+        "versions": json.dumps(_versions()),
+        "code of moejax": source.hexdigest(),
+        "data": data_hash,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
 def run(built: state.Built, now: state.TrainState, rows: Rows, heldout: Rows) -> dict[str, Any]:
     """Versions, devices, plan, parameter counts, the hash of the data and the least that held-out text can cost, if it is known."""
     total, active = state.count_parameters(built, now.parameters)
@@ -81,5 +102,5 @@ def run(built: state.Built, now: state.TrainState, rows: Rows, heldout: Rows) ->
         "labels": list(rows.label_names),
         "heldout_floor": heldout.floor,
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": _versions(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -19,6 +19,10 @@ from moejax.train.metrics import Numbers
 from moejax.train.state import Built, TrainState
 
 
+class StoppedError(Exception):
+    """An evaluation that was cut short because the run must stop."""
+
+
 class Evaluator:
     """The evaluation steps of one run, compiled once."""
 
@@ -33,14 +37,19 @@ class Evaluator:
         self._steps = {name: step.make_eval_step(built, state, mode) for name, mode in modes.items()}
         self._probe = step.make_eval_step(built, state, Mode(training=False, capacity_factor=dropless, record=True))
 
-    def run(self, state: TrainState, limit: int | None, prefix: str) -> tuple[Numbers, Sums]:
-        """Numbers named `prefix/…` (and `prefix_capacity/…`), and the sums of the dropless pass."""
+    def run(
+        self, state: TrainState, limit: int | None, prefix: str, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[Numbers, Sums]:
+        """Numbers named `prefix/…` (and `prefix_capacity/…`), and the sums of the dropless pass. Raises StoppedError where `stop`, asked
+        after each batch, says so."""
         numbers: Numbers = {}
         sums: dict[str, Sums] = {}
         for name, evaluate in self._steps.items():
             total: Sums | None = None
             for _, batch in self._batches(limit):
                 total = metrics.add(total, metrics.to_host(evaluate(state, batch)[0]))
+                if stop():
+                    raise StoppedError
             assert total is not None
             numbers |= metrics.of_evaluation(
                 total, self._built.config.model.moe, self._rows.label_names, f"{prefix}{name}"

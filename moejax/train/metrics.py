@@ -22,6 +22,9 @@ def of_training(sums: Sums, moe: config.MoE) -> Numbers:
     numbers["train/bits_per_byte"] = numbers["train/cross_entropy"] / math.log(2)
     numbers["train/targets"] = int(sums["targets"])
     numbers["train/gradient_norm"] = float(sums["gradient_norm"])
+    numbers["train/skipped_steps"] = int(sums["guard"]["skipped"])
+    if "damaged_targets" in sums:
+        numbers["data/damaged_targets"] = int(sums["damaged_targets"])
     return numbers | of_routing(sums, moe)
 
 

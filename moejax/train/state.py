@@ -12,7 +12,7 @@ from flax import nnx
 
 from moejax import compat, config, sharding
 from moejax.models.decoder import Decoder
-from moejax.train import optimizer, routing
+from moejax.train import guard, optimizer, routing
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +26,8 @@ class TrainState:
     """optax state."""
     routing: Any
     """Of every kind of channel: see train/routing.py. Replicated."""
+    guard: Any
+    """Bad steps: see train/guard.py. Replicated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,8 @@ def create(built: Built) -> TrainState:
         whole = sharding.replicated(built.mesh)
         step = jax.device_put(jnp.zeros((), jnp.int32), whole)
         kept = jax.device_put(routing.init(built.config.model), whole)
-    return TrainState(step, values, moments, kept)
+        watched = jax.device_put(guard.init(), whole)
+    return TrainState(step, values, moments, kept, watched)
 
 
 def count_parameters(built: Built, parameters: Any) -> tuple[int, int]:

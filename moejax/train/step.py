@@ -12,10 +12,11 @@ import optax
 from moejax import compat, config, sharding
 from moejax.arrays import Batch
 from moejax.data import batches
+from moejax.data.pipeline import DAMAGED
 from moejax.models.decoder import Recordings, Routing
 from moejax.moe import balancers, noise
 from moejax.moe.inputs import Mode
-from moejax.train import losses, routing
+from moejax.train import faults, guard, losses, routing
 from moejax.train.losses import Sums
 from moejax.train.state import Built, TrainState
 
@@ -55,6 +56,8 @@ def sums_of(
         )
         sums["label_nats"] = losses.by_shard(jnp.where(of_label, nats[..., None], 0), layout)
         sums["label_targets"] = losses.by_shard(of_label.astype(jnp.int32), layout)
+    if built.config.data.allow_damaged:
+        sums["damaged_targets"] = losses.by_shard((batch.labels == DAMAGED).astype(jnp.int32), layout)
     sums["layers"] = {kind: jax.tree.map(lambda s: s.swapaxes(0, 1), o["sums"]) for kind, o in outcomes.items()}
     sums = losses.reduced(sums, layout)
     sums["layers"] = {kind: balancers.over_microbatch(stats, moe) for kind, stats in sums["layers"].items()}
@@ -171,22 +174,34 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Sums, Recordings]]:
     """(state, batch) -> (state, sums, routing), the state donated; with `replay` (state, batch, recorded routing).
 
-    The sums carry `parts`, the loss that was differentiated and what it is made of, and `gradient_norm` of before
-    clipping. The routing is empty unless the config records.
+    The sums carry `parts`, the loss that was differentiated and what it is made of, `gradient_norm` of before
+    clipping, and `guard`: a step whose numbers are not finite changes nothing but that and the step. The routing is empty
+    unless the config records.
     """
-    differentiate = gradients if built.config.train.microbatches == 1 else accumulated_gradients
+    cfg = built.config
+    differentiate = gradients if cfg.train.microbatches == 1 else accumulated_gradients
 
     def step(
         state: TrainState, batch: Batch, recorded: Recordings | None = None
     ) -> tuple[TrainState, Sums, Recordings]:
         slope, sums, routed = differentiate(built, state.parameters, batch, setting(built, state), recorded)
+        if cfg.faults.nan_at:
+            bad = faults.bad_numbers(cfg.faults, state.step)
+            slope = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), slope)
         updates, moments = built.transform.update(slope, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
-        after = state.step + 1
-        kept = routing.update(state.routing, sums["layers"], built.config.model.moe, after)
-        sums["parts"] = losses.objective(sums, state.routing, built.config.model.moe)[1]
+        number = state.step + 1
+        sums["parts"] = losses.objective(sums, state.routing, cfg.model.moe)[1]
         sums["gradient_norm"] = optax.tree.norm(slope)
-        return TrainState(after, parameters, moments, kept), sums, routed
+        new = (
+            optax.apply_updates(state.parameters, updates),
+            moments,
+            routing.update(state.routing, sums["layers"], cfg.model.moe, number),
+        )
+        loss = sums["parts"]["loss"]
+        good = guard.good_step(loss, slope, updates)
+        parameters, moments, kept = guard.chosen(good, new, (state.parameters, state.optimizer, state.routing))
+        sums["guard"] = guard.after(state.guard, good, loss, number, cfg.train.spike)
+        return TrainState(number, parameters, moments, kept, sums["guard"]), sums, routed
 
     where = jax.tree.map(lambda x: x.sharding, state)
     rows, whole = batches.shardings(built.mesh), sharding.replicated(built.mesh)

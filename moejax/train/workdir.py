@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from moejax import config
-from moejax.errors import ConfigError
+from moejax.errors import ConfigError, UserError
+from moejax.train.lease import Lease
 
 MAY_CHANGE = (
     "mesh.",
@@ -21,6 +23,9 @@ MAY_CHANGE = (
     "data.cache",
     "train.log_every",
     "train.record_every",
+    "train.replicas_every",
+    "watchdog.",
+    "faults.",
 )
 """Options that a resumed run may have other values of: they do not change what is learned."""
 
@@ -31,6 +36,7 @@ class Workdir:
     def __init__(self, path: str, cfg: config.Config, *, primary: bool):
         self.path = Path(path).expanduser()
         self.primary = primary
+        self._lease: Lease | None = None
         self._claim(cfg)
         self._tensorboard = SummaryWriter(str(self.path / "tensorboard")) if primary else None
 
@@ -41,20 +47,45 @@ class Workdir:
             known = (
                 json.loads((self.path / "config.json").read_text()) if (self.path / "config.json").exists() else None
             )
-            if known is None and self.primary:
-                write_json(self.path / "config.json", config.to_dict(cfg))
         except OSError as error:
             raise ConfigError(
                 f"workdir {self.path} cannot be written: {error.strerror}; choose another --workdir"
             ) from error
         except json.JSONDecodeError as error:
             raise ConfigError(f"{self.path / 'config.json'} is not JSON ({error}); choose another --workdir") from error
-        changes = [] if known is None else differences(known, json.loads(json.dumps(config.to_dict(cfg))))
+        now = json.loads(json.dumps(config.to_dict(cfg)))
+        changes = [] if known is None else differences(with_defaults(known), now)
         if changes:
             raise ConfigError(
                 f"workdir {self.path} holds a run with another config ({'; '.join(changes[:3])}); "
                 "choose another --workdir, or give the options of that run to continue it"
             )
+        if self.primary:
+            self._hold(known is None, now)
+
+    def _hold(self, new: bool, cfg: dict[str, Any]) -> None:
+        """Takes the lease; a new folder gets its config."""
+        try:
+            self._lease = Lease(self.path)
+            if new:
+                write_json(self.path / "config.json", cfg)
+        except OSError as error:
+            raise ConfigError(
+                f"workdir {self.path} cannot be written: {error.strerror}; choose another --workdir"
+            ) from error
+        if self._lease.taken_from is not None:
+            self.event("lease taken over", of=self._lease.taken_from)
+
+    def require_lease(self) -> None:
+        """Raises UserError where another run has taken the folder: it thought this one dead."""
+        if self._lease is not None and self._lease.lost():
+            raise UserError(
+                f"workdir {self.path} was taken over by another run while this one did not move; this one ends without saving"
+            )
+
+    def last_step(self) -> int:
+        """The last step that metrics.jsonl has a line of; 0 for none."""
+        return max((line["step"] for line in read_lines(self.path / "metrics.jsonl")), default=0)
 
     def truncate(self, step: int) -> None:
         """Forgets lines of later steps and of the end, so that a resumed run leaves what an undisturbed one would."""
@@ -79,7 +110,11 @@ class Workdir:
         """One line of events.jsonl: what happened to the run."""
         if self.primary:
             with open(self.path / "events.jsonl", "a") as out:
-                out.write(json.dumps({"event": what, **details}) + "\n")
+                out.write(json.dumps({"event": what, "time": round(time.time(), 3), **details}) + "\n")
+
+    def ledger(self, step: int, seconds: dict[str, float]) -> None:
+        """How long this process has spent in each section, up to a step that is saved."""
+        self.event("ledger", step=step, seconds={name: round(value, 3) for name, value in seconds.items()})
 
     def save_routing(self, name: str, layers: dict[str, dict[str, np.ndarray]]) -> None:
         """routing/NAME.npz: every sum of every sparse layer, `KIND.NAME` -> [layers, ...]."""
@@ -101,6 +136,8 @@ class Workdir:
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._lease is not None:
+            self._lease.release()
 
 
 def _is_final(line: dict[str, Any]) -> bool:
@@ -128,6 +165,18 @@ def _replace(file: Path, text: str) -> None:
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     beside.write_text(text)
     os.replace(beside, file)
+
+
+def with_defaults(known: dict[str, Any]) -> dict[str, Any]:
+    """A config that was written when there were fewer options: the others had their defaults."""
+
+    def fill(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: fill(default[key], value) if isinstance(value, dict) and isinstance(default.get(key), dict) else value
+            for key, value in (default | given).items()
+        }
+
+    return fill(json.loads(json.dumps(config.to_dict(config.Config()))), known)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

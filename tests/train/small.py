@@ -16,7 +16,7 @@ from moejax import config, mesh, sharding
 from moejax.arrays import Batch
 from moejax.data import prepare, source
 from moejax.moe.transport import TRAFFIC
-from moejax.train import metrics, routing, state, step
+from moejax.train import guard, metrics, routing, state, step
 
 ROOT = pathlib.Path(__file__).parents[2]
 B, T, V = 8, 16, 264
@@ -116,7 +116,8 @@ def begin(cfg: config.Config) -> tuple[state.Built, state.TrainState]:
         moments = jax.jit(built.transform.init)(values)
         zero = jax.device_put(np.zeros((), np.int32), sharding.replicated(on))
         kept = jax.device_put(routing.init(cfg.model), sharding.replicated(on))
-        return built, state.TrainState(zero, values, moments, kept)
+        watched = jax.device_put(guard.init(), sharding.replicated(on))
+        return built, state.TrainState(zero, values, moments, kept, watched)
 
 
 @functools.cache

@@ -1,0 +1,106 @@
+"""A digest of every array that does not depend on the mesh: a flipped bit is found on whatever mesh the array is restored."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt32
+
+SALTS = (0x9E3779B1, 0x85EBCA77)
+"""Of the two halves of a digest."""
+LARGEST = 8
+"""Bytes of a number that can be digested."""
+
+
+def of(flat: dict[str, Any]) -> dict[str, str]:
+    """Path -> sixteen hexadecimal digits, for a flat dict of jax arrays. All hosts get all of them."""
+    names = sorted(flat)
+    meshes = {x.sharding.mesh for x in flat.values() if isinstance(x.sharding, jax.NamedSharding)}
+    with contextlib.ExitStack() as stack:
+        for mesh in meshes:
+            stack.enter_context(jax.set_mesh(mesh))
+        values = np.asarray(_digests(tuple(flat[name] for name in names)))
+    return {name: f"{high:08x}{low:08x}" for name, (high, low) in zip(names, values.tolist(), strict=True)}
+
+
+def differing(flat: dict[str, Any], wanted: dict[str, str]) -> list[str]:
+    """Names whose array is not the one that the digest was made of, or that only one side has."""
+    found = of(flat)
+    return sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+
+
+@jax.jit
+def _digests(arrays: tuple[Array, ...]) -> UInt32[Array, "n 2"]:
+    return jnp.stack([_digest(x) for x in arrays]) if arrays else jnp.zeros((0, 2), jnp.uint32)
+
+
+def _digest(x: Array) -> UInt32[Array, " 2"]:
+    """Each bit pattern is mixed with its index in the whole array; sums mod 2^32 have no order."""
+    spec = jax.typeof(x).sharding.spec
+    axes = tuple(name for entry in spec for name in _names(entry))
+    shape = x.shape
+
+    def local(part: Array) -> Array:
+        place = jnp.zeros((), jnp.uint32)
+        for d, size in enumerate(part.shape):
+            names = _names(spec[d])
+            first = jax.lax.axis_index(names) * size if names else 0
+            index = (jnp.arange(size, dtype=jnp.int32) + first).astype(jnp.uint32)
+            stride = math.prod(shape[d + 1 :]) % 2**32
+            place = place[..., None] + (index * jnp.uint32(stride)).reshape((1,) * d + (size,))
+        total = mixed(bits(part), place)
+        return jax.lax.psum(total, axes) if axes else total
+
+    if not axes:
+        return local(x)
+    return jax.shard_map(local, in_specs=spec, out_specs=jax.P())(x)
+
+
+def mixed(patterns: UInt32[Array, "*dims"], place: UInt32[Array, "*dims"]) -> UInt32[Array, " 2"]:
+    """The sums of two hashes of (pattern, place), each a multiply and shift mix of 32 bits."""
+
+    def half(salt: int) -> Array:
+        v = (patterns + jnp.uint32(1)) * jnp.uint32(salt) ^ (place + jnp.uint32(salt)) * jnp.uint32(0xC2B2AE3D)
+        for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):
+            v = (v ^ v >> jnp.uint32(shift)) * jnp.uint32(factor)
+        return jnp.sum(v ^ v >> jnp.uint32(15), dtype=jnp.uint32)
+
+    return jnp.stack([half(salt) for salt in SALTS])
+
+
+def bits(x: Array) -> Array:
+    """The bit pattern of each number as u32; of eight bytes both halves, one folded into the other."""
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    size = x.dtype.itemsize
+    whole = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(size, jnp.uint32))
+    if size < LARGEST:
+        return whole.astype(jnp.uint32)
+    return whole[..., 0] ^ whole[..., 1] * jnp.uint32(SALTS[0])
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """Mesh axes of one entry of a spec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def of_parts(flat: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """(path, part of the array) -> the digests of its copies on the devices of this process. Copies of a part must be alike."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, x in sorted(flat.items()):
+        for shard in x.addressable_shards:
+            high, low = np.asarray(_single(shard.data)).tolist()
+            found.setdefault((name, str(shard.index)), []).append(f"{high:08x}{low:08x}")
+    return found
+
+
+@jax.jit
+def _single(x: Array) -> UInt32[Array, " 2"]:
+    """The digest of one device's part, by its own indices."""
+    place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    return mixed(bits(x), place)
