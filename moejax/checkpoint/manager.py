@@ -6,6 +6,7 @@ a digest of each array, and restored arrays are held to them.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,7 @@ class Checkpoints:
         )
         self._folder, self._agree, self._best = folder.absolute(), agree, options.best if options.keep_best else ""
         self._pending: tuple[int, Any] | None = None
+        self._failed = False
 
     def steps(self) -> list[int]:
         """Of the complete checkpoints, in order."""
@@ -94,6 +96,7 @@ class Checkpoints:
             raise self._unwritten(step, error) from error
 
     def _unwritten(self, step: int, error: Exception) -> SaveError:
+        self._failed = True
         return SaveError(
             f"the checkpoint of step {step} could not be written to {self._folder} ({_line(error)}); the ones before it are whole "
             f"({[s for s in self.steps() if s != step]}): make room or mend the disk, and run the same command again"
@@ -212,7 +215,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._keeper.close()
+            with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
+                self._keeper.close()  # raises once more what a save failed of
 
 
 def _leaves(described: Any) -> dict[str, Any]:
