@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -34,12 +37,28 @@ def run(main: Callable[..., None], *, rest: str | None = None) -> None:
             raise UserError(f"unexpected argument {left[0]!r}; options are written --name=value; see --help")
         main(*([] if rest is None else [left]))
     except KNOWN as error:
-        sys.exit(fail(error))
+        _exit(fail(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        _exit(1)
+
+
+ALIKE = (0, 2, 3, 75)
+"""Exit codes that all processes of a run come to together."""
+
+
+def _exit(code: int) -> None:
+    """Ends the process. Of several, one that fails alone leaves at once: python's way out would wait for the others, who wait for it."""
+    if code not in ALIKE and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def parse(argv: list[str], *, known_only: bool = False) -> list[str]:

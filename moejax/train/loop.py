@@ -15,7 +15,7 @@ from moejax import mesh as meshes
 from moejax.checkpoint.manager import Checkpoints
 from moejax.data import prepare
 from moejax.data.pipeline import Rows, Stream
-from moejax.errors import UserError
+from moejax.errors import DivergedError, PreemptedError, UserError
 from moejax.train import check, describe, hosts, state
 from moejax.train.evaluate import Evaluator
 from moejax.train.metrics import Numbers
@@ -62,7 +62,7 @@ def train(cfg: config.Config, workdir: str, *, quiet: bool = False) -> Numbers:
         run = Run(
             built, now, 0, cfg.data.skip, stream, Evaluator(built, now, heldout), checkpoints, files, reporter, sections, stop
         )  # fmt: skip
-        stack.push(_on_exit(sections))
+        stack.push(_on_exit(sections, stack, files))
         with sections.of("restore"):
             _resume(run)
         sections.leave()
@@ -105,11 +105,20 @@ def _resume(run: Run) -> None:
     run.files.truncate(run.done)
 
 
-def _on_exit(sections: Sections) -> Callable[..., None]:
-    """For an ExitStack: after an error the clean-up has a time of its own, because it may wait for processes that are gone."""
+ALIKE = (PreemptedError, DivergedError, UserError)
+"""What all processes raise together."""
+
+
+def _on_exit(sections: Sections, stack: contextlib.ExitStack, files: Workdir) -> Callable[..., None]:
+    """For an ExitStack: after an error the clean-up has a time of its own, because it may wait for processes that are gone. What one
+    process alone may have raised leaves no time for it: the others wait for this one."""
 
     def leave(kind: Any, error: Any, trace: Any) -> None:
-        if error is not None:
-            sections.enter("exit")
+        if error is None:
+            return
+        sections.enter("exit")
+        if jax.process_count() > 1 and not isinstance(error, ALIKE):
+            stack.pop_all()
+            files.close()
 
     return leave

@@ -1,0 +1,93 @@
+"""Runs of two real processes that something befalls, for tests and for `make soak`."""
+
+import json
+import os
+import random
+import signal
+import socket
+import time
+
+from train import small
+
+OPTIONS = {
+    "train.steps": 24, "train.warmup": 2, "train.log_every": 1, "train.eval_every": 8, "train.eval_rows": 8, "train.routing_every": 12,
+    "checkpoint.every": 4, "model.moe.router": "gshard", "model.moe.sign_bias": 0.01, "mesh.fsdp": 2, "mesh.expert": 2,
+    "watchdog.step": 40,
+}  # fmt: skip
+
+
+def start(text, workdir, different=None, **options):
+    """Two processes of two devices each; `different` are options of the second alone."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    joined = [f"--coordinator=localhost:{port}", "--processes=2", f"--workdir={workdir}"]
+    of = [OPTIONS | options, OPTIONS | options | (different or {})]
+    cache = text.parent / "compiled"
+    return [
+        small.start("train", *small.flags(text, **of[i]), *joined, f"--process={i}", devices=2, cache=cache)
+        for i in range(2)
+    ]
+
+
+def finish(processes, seconds=150):
+    """[(exit code, stdout, stderr, seconds from the first end to this one's)]; what hangs is killed and says so."""
+    first, ends = None, {}
+    until = time.monotonic() + seconds
+    while len(ends) < len(processes) and time.monotonic() < until:
+        for i, process in enumerate(processes):
+            if i not in ends and process.poll() is not None:
+                first = first or time.monotonic()
+                ends[i] = time.monotonic() - first
+        time.sleep(0.02)
+    found = []
+    for i, process in enumerate(processes):
+        if i not in ends:
+            process.kill()
+        out, err = process.communicate()
+        found.append((process.returncode if i in ends else "hung", out, err, ends.get(i)))
+    return found
+
+
+def run(text, workdir, different=None, **options):
+    return finish(start(text, workdir, different, **options))
+
+
+def steps(workdir):
+    """Lines of metrics so far."""
+    file = workdir / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def killed_often(text, workdir, kills, seed=0, longest=20.0, tell=print, **options):
+    """kill -9 of one or both processes at random moments, the save and the start included, until `kills` are done; then to the end.
+
+    Returns [(seconds alive, lines logged, exit codes)] of the killed ones, and the result of the last start.
+    """
+    rng, rows = random.Random(seed), []
+    while len(rows) < kills:
+        processes = start(text, workdir, **options)
+        alive = rng.uniform(1.0, longest)
+        began = time.monotonic()
+        while time.monotonic() - began < alive and all(p.poll() is None for p in processes):
+            time.sleep(0.005)
+        if all(p.poll() == 0 for p in processes):
+            raise AssertionError(f"the run ended after {len(rows)} kills: give it more steps")
+        victims = rng.choice(([0], [1], [0, 1]))
+        for i in victims:
+            if processes[i].poll() is None:
+                os.kill(processes[i].pid, signal.SIGKILL)
+        found = finish(processes, 4)  # how long the other takes to leave is measured elsewhere
+        codes = [code for code, *_ in found]
+        rows.append((round(alive, 2), steps(workdir), codes))
+        tell(f"kill {len(rows)} of processes {victims} after {alive:.1f} s: {rows[-1][1]} lines logged")
+    return rows, finish(start(text, workdir, **options), 600)
+
+
+def events(workdir):
+    return [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
+
+
+def digests(workdir, step):
+    file = workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+    return json.loads(file.read_text())["custom_metadata"]["digests"]
