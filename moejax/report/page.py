@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moejax.errors import UserError
-from moejax.report import health, pictures, table
+from moejax.report import goodput, health, pictures, table
 from moejax.report.runs import Run
 
 CSS = """
@@ -133,7 +133,9 @@ def _versions(runs: Sequence[Run]) -> str:
         known = {"workdir": str(run.path), "python": run.facts.get("python"), "devices": counts}
         known |= {"processes": run.facts.get("processes"), "data hash": run.facts.get("data_hash")}
         known |= run.facts.get("versions", {})
-        known["events"] = "; ".join(" ".join(map(str, event.values())) for event in run.events) or "none"
+        known["time"] = goodput.sentence(run.events)
+        told = (" ".join(map(str, event.values())) for event in goodput.happened(run.events))
+        known["events"] = "; ".join(told) or "none"
         facts.append({key: str(value or table.NONE) for key, value in known.items()})
     lines = (
         [key, *(known.get(key, table.NONE) for known in facts)] for key in dict.fromkeys(k for f in facts for k in f)

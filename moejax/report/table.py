@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from moejax.report import goodput
 from moejax.report.runs import Number, Run
 
 Value = Number | None
@@ -71,6 +72,8 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         row("tokens", "training tokens", _tokens, ",d", ratio=True),
         row("milliseconds_per_step", "step time, median [ms]", _milliseconds, ",.1f", ratio=True),
         row("training_seconds", "training time [s]", _seconds, ",.1f", ratio=True),
+        row("goodput", "time in steps [share of the run's]", lambda run: goodput.share(run.events), ".3f"),
+        row("lost_steps", "steps lost and made again", lambda run: goodput.lost_steps(run.events) or None, ",d"),
         row("drop_rate", "drop rate in training [share]", lambda run: run.drop_rate, ".4f"),
     ]
     return [row for row in found if any(value is not None for value in row.values)]

@@ -33,7 +33,9 @@ def main(kills=50, steps=6000, folder=None):
     found = faults.events(tmp / "killed")
     lost = [line["lost_steps"] for line in found if "lost_steps" in line]
     resumed = sum(line["event"] == "resumed" for line in found)
-    say(f"{len(rows)} kills; resumed {resumed} times from a checkpoint; {sum(lost)} steps lost and made again, at most {max(lost)} at once")
+    say(
+        f"{len(rows)} kills; resumed {resumed} times from a checkpoint; {sum(lost)} steps lost and made again, at most {max(lost)} at once"
+    )
     say(f"damaged checkpoints: {sum(line['event'] == 'damaged checkpoint' for line in found)}")
     say(f"metrics.jsonl is {'the same, byte for byte' if same else 'DIFFERENT'}")
     say(f"digests of all arrays of the last checkpoint are {'the same' if equal else 'DIFFERENT'}")
