@@ -18,7 +18,7 @@ from ml_collections import config_dict
 
 from moejax.config_moe import MoE
 from moejax.errors import ConfigError
-from moejax.reliability import Checkpoint, Faults, Watchdog
+from moejax.config_run import Checkpoint, Faults, Watchdog
 
 T = TypeVar("T")
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
+from moejax import sharding
+
 SALTS = (0x9E3779B1, 0x85EBCA77)
 """Of the two halves of a digest."""
 LARGEST = 8
@@ -58,7 +60,7 @@ def _digest(x: Array) -> UInt32[Array, " 2"]:
 
     if not axes:
         return local(x)
-    return jax.shard_map(local, in_specs=spec, out_specs=jax.P())(x)
+    return jax.shard_map(local, in_specs=spec, out_specs=sharding.spec())(x)
 
 
 def mixed(patterns: UInt32[Array, "*dims"], place: UInt32[Array, "*dims"]) -> UInt32[Array, " 2"]:

@@ -125,14 +125,16 @@ def inverse_of(index, live):
     return np.array([np.pad(r, (0, most - len(r)), constant_values=R) for r in rows], np.int32)
 
 
-def compare(impl, activation, biases=False, dtype="float32", weighted=True, indexed=True, with_inverse=False):
+def compare(
+    impl, activation, biases=False, dtype="float32", weighted=True, indexed=True, with_inverse=False, jitted=layer
+):
     x, w, row_weight, dy = operands(activation, biases, dtype)
     count = R if indexed else TOKENS
     index = INDEX if indexed else np.arange(TOKENS, dtype=np.int32)
     for sizes in LAYOUTS.values():
         sizes = sizes if indexed else [min(s, TOKENS // 2) for s in sizes]
         live = sum(sizes)
-        step = layer(impl, activation, weighted, indexed, with_inverse)
+        step = jitted(impl, activation, weighted, indexed, with_inverse)
         given = (
             x,
             w,
@@ -177,12 +179,9 @@ def test_plain_forms(impl):
 
 
 def test_blocks_of_two_sizes(monkeypatch):
-    """What groups of many rows are cut into, at the size of these."""
     monkeypatch.setattr(blocks, "SMALLEST", 4)
     assert blocks.block_sizes(R, E) == (16, 4)
-    layer.cache_clear()
-    compare("blocked", activations.SWIGLU, with_inverse=True)
-    layer.cache_clear()
+    compare("blocked", activations.SWIGLU, with_inverse=True, jitted=layer.__wrapped__)
 
 
 @pytest.mark.parametrize("impl", sorted(set(BACKENDS) - set(PLAIN)))

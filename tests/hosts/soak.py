@@ -23,11 +23,12 @@ def main(kills=50, steps=6000, folder=None):
     options = LONG | {"train.steps": steps}
     began = time.monotonic()
     say = lambda line: print(f"{time.monotonic() - began:7.1f} s  {line}", flush=True)  # noqa: E731
+    whole = faults.finish(faults.start(text, tmp / "whole", **options), 1800)
+    assert [code for code, *_ in whole] == [0, 0], whole
+    say(f"undisturbed: {steps} steps")
     rows, last = faults.killed_often(text, tmp / "killed", kills, tell=say, **options)
     say(f"the last start ended with {[code for code, *_ in last]}")
     assert [code for code, *_ in last] == [0, 0], last
-    whole = faults.finish(faults.start(text, tmp / "whole", **options), 1800)
-    assert [code for code, *_ in whole] == [0, 0], whole
     same = (tmp / "killed" / "metrics.jsonl").read_bytes() == (tmp / "whole" / "metrics.jsonl").read_bytes()
     equal = faults.digests(tmp / "killed", steps) == faults.digests(tmp / "whole", steps)
     found = faults.events(tmp / "killed")

@@ -103,6 +103,7 @@ def neighbours(tiles: Tiles) -> list[Tiles]:
 
 
 def check(tiles: Tiles, chip: ChipSpec, parts: int) -> None:
+    """A ConfigError for tiles that the kernels cannot have."""
     part = tiles.columns // parts
     if (
         tiles.columns % parts
