@@ -17,8 +17,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from moejax.config_moe import MoE
-from moejax.errors import ConfigError
 from moejax.config_run import Checkpoint, Faults, Watchdog
+from moejax.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -7,6 +7,7 @@
     routers      every router in the default experiment, cut short: loss, drops, load (half an hour)
     balancers    every balancer: steps to even out a skewed router, loss at equal budget, overhead (half an hour)
     statistics   the train step with its statistics against the step without
+    saves        steps beside an asynchronous save against steps without one
     meshes       the experiment on one device, six meshes and two processes: losses and flipped assignments (half an hour)
     transport    every transport on eight devices: time, bytes, drops and rounds, by experts, their spread and the routing
 
@@ -24,7 +25,18 @@ from typing import Any
 from absl import flags
 
 from moejax import cli, config, memory
-from moejax.bench import balancers, block, gpu_kernels, layer, meshes, routers, statistics, tpu_kernels, transport
+from moejax.bench import (
+    balancers,
+    block,
+    gpu_kernels,
+    layer,
+    meshes,
+    routers,
+    saves,
+    statistics,
+    tpu_kernels,
+    transport,
+)
 from moejax.errors import UserError
 from moejax.train import check
 
@@ -44,6 +56,7 @@ BENCHES = {
     "layer": layer,
     "meshes": meshes,
     "routers": routers,
+    "saves": saves,
     "balancers": balancers,
     "statistics": statistics,
     "transport": transport,
