@@ -59,17 +59,22 @@ def steps(workdir):
     return file.read_text().count("\n") if file.exists() else 0
 
 
-def killed_often(text, workdir, kills, seed=0, longest=20.0, tell=print, **options):
-    """kill -9 of one or both processes at random moments, the save and the start included, until `kills` are done; then to the end.
+def killed_often(text, workdir, kills, seed=0, tell=print, **options):
+    """kill -9 of one or both processes at random moments until `kills` are done; then to the end. One kill in four is in the first
+    seconds of a start, the others up to four seconds after its first new line: in steps, evaluations and saves.
 
     Returns [(seconds alive, lines logged, exit codes)] of the killed ones, and the result of the last start.
     """
     rng, rows = random.Random(seed), []
     while len(rows) < kills:
+        before, began = last_line(workdir), time.monotonic()
         processes = start(text, workdir, **options)
-        alive = rng.uniform(1.0, longest)
-        began = time.monotonic()
-        while time.monotonic() - began < alive and all(p.poll() is None for p in processes):
+        alive = lambda: all(p.poll() is None for p in processes)  # noqa: E731
+        early, delay = rng.random() < 0.25, rng.uniform(0, 4)
+        while alive() and not early and last_line(workdir) == before and time.monotonic() - began < 120:
+            time.sleep(0.005)
+        until = time.monotonic() + (2 * delay if early else delay)
+        while alive() and time.monotonic() < until:
             time.sleep(0.005)
         if all(p.poll() == 0 for p in processes):
             raise AssertionError(f"the run ended after {len(rows)} kills: give it more steps")
@@ -77,11 +82,17 @@ def killed_often(text, workdir, kills, seed=0, longest=20.0, tell=print, **optio
         for i in victims:
             if processes[i].poll() is None:
                 os.kill(processes[i].pid, signal.SIGKILL)
+        seconds = time.monotonic() - began
         found = finish(processes, 4)  # how long the other takes to leave is measured elsewhere
-        codes = [code for code, *_ in found]
-        rows.append((round(alive, 2), steps(workdir), codes))
-        tell(f"kill {len(rows)} of processes {victims} after {alive:.1f} s: {rows[-1][1]} lines logged")
+        rows.append((round(seconds, 2), steps(workdir), [code for code, *_ in found]))
+        tell(f"kill {len(rows)} of processes {victims} after {seconds:.1f} s: {rows[-1][1]} lines logged")
     return rows, finish(start(text, workdir, **options), 600)
+
+
+def last_line(workdir):
+    """The last whole line of metrics."""
+    file = workdir / "metrics.jsonl"
+    return file.read_text().rpartition("\n")[0].rpartition("\n")[2] if file.exists() else ""
 
 
 def events(workdir):
