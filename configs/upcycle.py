@@ -1,0 +1,42 @@
+"""A trained dense model upcycled to eight experts, against the same model trained on densely for as much compute.
+
+python scripts/compare_upcycled.py --workdir=runs/upcycled        all of it, one run after another, with table and picture
+
+Variants: `base` is the dense model of configs/tiny.py; `dense` trains it on; `granular` has 8 experts of half its hidden width, 2 a
+token, so that a step costs the same FLOPs; `copies` has 8 of its whole width, 2 a token.
+"""
+
+import importlib.util
+import pathlib
+
+import ml_collections
+
+from moejax.errors import ConfigError
+
+WIDTHS = {"granular": 96, "copies": 192}
+"""Hidden width of an expert; the dense layer has 192."""
+VARIANTS = ("base", "dense", *WIDTHS)
+
+
+def get_config(variant: str = "granular") -> ml_collections.ConfigDict:
+    if variant not in VARIANTS:
+        raise ConfigError(f"--config=configs/upcycle.py:{variant}: choose one of {', '.join(VARIANTS)}")
+    c = _tiny("sparse" if variant in WIDTHS else "dense")
+    c.name = variant
+    c.train.steps = 1600
+    if variant != "base":
+        c.data.seed = 1  # other rows than the base has just seen
+        c.train.learning_rate = 3e-3
+    if variant in WIDTHS:
+        c.model.moe.num_experts = 8
+        c.model.moe.hidden = WIDTHS[variant]
+    return c
+
+
+def _tiny(variant: str) -> ml_collections.ConfigDict:
+    """The experiment next door, wherever this file is called from."""
+    spec = importlib.util.spec_from_file_location("tiny", pathlib.Path(__file__).with_name("tiny.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
