@@ -51,8 +51,9 @@ def train(cfg: config.Config, workdir: str, *, quiet: bool = False) -> Numbers:
         # ---- resume -----------------------------------------------------------------------------------------------
         checkpoints = Checkpoints(files.path / "checkpoints", cfg.checkpoint)
         stack.callback(checkpoints.close)
-        start = checkpoints.latest() or 0
-        if start:
+        newest = checkpoints.latest()
+        start = newest or 0
+        if newest is not None:  # at step 0 it is what a surgery made
             now = checkpoints.restore(start, now)
             reporter.say(f"resumed at step {start}")
             files.event("resumed", step=start)
