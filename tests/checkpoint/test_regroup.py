@@ -45,7 +45,15 @@ def pair(before, after):
     return source, sparse(**({"num_experts": 8} | before | after))
 
 
-@pytest.mark.parametrize("name", GROWN)
+QUICK = ("twice the choices", "the same number of choices", "selection bias")
+"""Each case compiles two models: the others are left to the slow tests."""
+
+
+def some(names):
+    return [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", some(GROWN))
 def test_grown_at_step_0(name):
     """Logits to 1e-5 where declared, and not where not."""
     preserves, before, after = GROWN[name]
@@ -71,7 +79,7 @@ PERMUTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PERMUTED)
+@pytest.mark.parametrize("name", some(PERMUTED))
 def test_permuted_at_step_0(name):
     """Another order in every layer."""
     preserves, moe = PERMUTED[name]
@@ -102,6 +110,7 @@ def test_what_goes_along():
     assert after[f"{ADAM}/count"] == 50 and after["optimizer/1/2/count"] == 0
 
 
+@pytest.mark.slow
 def test_trained_on_after_permuting():
     """Three steps from a trained state and from the same with its experts in another order: the same losses and norms, and the same
     experts in that order."""

@@ -42,7 +42,11 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("copies", "thirds, two copies chosen", "switch")
+"""Each case compiles a model: the others are left to the slow tests."""
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_function_at_step_0(name):
     """Logits of the new model are those of the dense one to 1e-5 where declared, and are not where not."""
     preserves, moe = CASES[name]
