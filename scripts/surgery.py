@@ -29,7 +29,7 @@ from moejax import cli, config, mesh
 from moejax.checkpoint import regroup, surgery, upcycle
 from moejax.checkpoint.manager import Checkpoints, flatten, unflatten
 from moejax.checkpoint.surgery import Surgery
-from moejax.errors import UserError
+from moejax.errors import DamagedError, UserError
 from moejax.report import runs
 from moejax.train import check, state
 from moejax.train.workdir import Workdir
@@ -37,7 +37,7 @@ from moejax.train.workdir import Workdir
 CONFIG = cli.config_flag()
 OPERATION = flags.DEFINE_string("operation", None, "upcycle, grow, prune, merge, permute or restart")
 FROM = flags.DEFINE_string("from", None, "workdir of the run whose last checkpoint is read")
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the new run: it must hold no checkpoint")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the new run: it must hold none yet")
 EXPERTS = flags.DEFINE_list("experts", None, "numbers of experts, the same for all layers (prune, permute)")
 NOISE = flags.DEFINE_float(
     "noise", 0.0, "standard deviation of noise on experts, in that of their weights (upcycle)", 0.0
@@ -51,7 +51,12 @@ def read_state(workdir: Path) -> tuple[config.Config, int, dict[str, np.ndarray]
     """The config of a run, the step of its last checkpoint, and that state on the host."""
     if not (workdir / "config.json").is_file():
         raise UserError(f"--from={workdir} is no run: it has no config.json; give the --workdir of scripts/train.py")
-    cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
+    try:
+        cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
+    except json.JSONDecodeError as error:
+        raise DamagedError(
+            f"{workdir / 'config.json'} is not JSON ({error}); restore it from the run's command"
+        ) from error
     checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
     try:
         step = checkpoints.latest()
@@ -62,14 +67,20 @@ def read_state(workdir: Path) -> tuple[config.Config, int, dict[str, np.ndarray]
         checkpoints.close()
 
 
-def write_start(workdir: Path, cfg: config.Config, flat: Mapping[str, Any], **event: Any) -> None:
-    """A workdir whose run begins with this state at step 0."""
-    files = Workdir(str(workdir), cfg, primary=True)
-    template = begun(cfg)
+def write_start(
+    workdir: Path, cfg: config.Config, flat: Mapping[str, Any], own: state.TrainState, **event: Any
+) -> None:
+    """A workdir whose run begins with this state at step 0; `own` has its structure. The checkpoint comes first: a workdir without it
+    would train from nothing."""
+    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), unflatten(dict(flat), own), own)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; choose another") from error
     checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), unflatten(dict(flat), template), template)
     checkpoints.save(0, placed)
     checkpoints.close()
+    files = Workdir(str(workdir), cfg, primary=True)
     files.event("surgery", **event)
     files.close()
 
@@ -156,16 +167,17 @@ def main() -> None:
             )
     check.check(cfg)
     source, workdir = Path(FROM.value).expanduser(), Path(WORKDIR.value).expanduser()
-    if any((workdir / "checkpoints").glob("*")):
-        raise UserError(f"--workdir={workdir} already holds checkpoints; choose another --workdir, or delete it")
+    if (workdir / "config.json").exists() or any((workdir / "checkpoints").glob("*")):
+        raise UserError(f"--workdir={workdir} already holds a run; choose another --workdir, or delete it")
     before, step, old = read_state(source)
     made = OPERATIONS[OPERATION.value](before.model, cfg.model)
-    new = made(old, _on_host(begun(cfg)))
+    own = begun(cfg)
+    new = made(old, _on_host(own))
     facts = {
         "operation": made.name, "from": str(source), "from_step": step, "preserves": made.preserves, "why": made.why,
         "parameters": {"before": _parameters(old), "after": _parameters(new)},
     }  # fmt: skip
-    write_start(workdir, cfg, new, **facts)
+    write_start(workdir, cfg, new, own, **facts)
     print(json.dumps(facts, indent=1) if JSON.value else _said(facts, workdir))
 
 

@@ -24,9 +24,9 @@ class Select(Transform):
     def array(self, x: Any) -> Any:
         """As many entries as a row of the index has."""
         _check_rows(self.index, x, self.axis, [i for row in self.index for i in row])
-        rows = np.array(self.index).reshape(len(self.index), *(-1 if d == self.axis else 1 for d in range(1, x.ndim)))
         if len(self.index) == 1:
             return module_of(x).take(x, np.array(self.index[0]), axis=self.axis)
+        rows = np.array(self.index).reshape(len(self.index), *(-1 if d == self.axis else 1 for d in range(1, x.ndim)))
         return module_of(x).take_along_axis(x, rows, axis=self.axis)
 
     @property

@@ -14,8 +14,8 @@ from moejax import config
 from moejax.moe.routers import ROUTERS
 from moejax.moe.scores import SCORES
 
-CHOSEN, ALL, EACH = "chosen", "all", "each"
-"""Gates are parts of a sum over the chosen experts, of a sum over all experts, or each of its own logit alone."""
+CHOSEN, ALL, EACH, UNKNOWN = "chosen", "all", "each", "unknown"
+"""Gates are parts of a sum over the chosen experts, of a sum over all experts, or each of its own logit alone; or nobody said."""
 
 
 def _by_score(moe: config.MoE) -> str:
@@ -32,7 +32,7 @@ GATES = {
     **dict.fromkeys(("switch", "dense", "top_p", "soft", "expert_choice"), lambda moe: ALL),
     **dict.fromkeys(("threshold", "relu"), lambda moe: EACH),
 }
-"""What gates are parts of, by router."""
+"""What gates are parts of, by router. Of a router that is not here nothing is promised."""
 
 TOP = ("topk", "gshard", "noisy_topk", "dense")
 """Routers that take the k largest logits: with k a multiple of the number of copies they take whole sets of copies."""
@@ -59,6 +59,11 @@ BIASES = ("sign_bias", "quantile_bias")
 """Options that matter by being on: they keep a bias on selection."""
 
 
+def gates_of(moe: config.MoE) -> str:
+    """CHOSEN, ALL, EACH or UNKNOWN."""
+    return GATES[moe.router](moe) if moe.router in GATES else UNKNOWN
+
+
 class Verdict(NamedTuple):
     """Whether a function is preserved, and why."""
 
@@ -72,7 +77,7 @@ def of_upcycling(moe: config.MoE, parts: int) -> Verdict:
     for name, value in own.items():
         if value:
             return Verdict(False, f"model.moe.{name}={value} adds or takes a part of its own")
-    if GATES[moe.router](moe) != CHOSEN and moe.router != "dense":
+    if gates_of(moe) != CHOSEN and moe.router != "dense":
         return Verdict(False, f"the gates of a token do not add up to a constant ({_router(moe)})")
     if parts == 1:
         return Verdict(True, "the gates of a token add up to a constant, which the down projection takes out")
@@ -109,15 +114,15 @@ def growth_factor(old: config.MoE, new: config.MoE) -> float:
     """What the down projections are multiplied by, so that the gates of the chosen copies weigh what the one gate did."""
     times = new.num_experts // old.num_experts
     chosen = times if new.router in ABOVE else max(new.top_k // old.top_k, 1)
-    relative = {CHOSEN: 1.0, ALL: times / chosen, EACH: 1 / chosen}[GATES[new.router](new)]
+    relative = {CHOSEN: 1.0, ALL: times / chosen, EACH: 1 / chosen, UNKNOWN: 1.0}[gates_of(new)]
     return relative * old.gate_scale / new.gate_scale
 
 
 def of_order(old: config.MoE, new: config.MoE) -> Verdict:
     """Whether experts in another order do what they did."""
     changed = _changed(old, new, set())
-    if changed or new.router in BY_ID:
-        return Verdict(False, changed or f"{_router(new)} goes by the number of an expert")
+    if changed or new.router in BY_ID or new.router not in GATES:
+        return Verdict(False, changed or f"{_router(new)} may go by the number of an expert")
     if new.router_groups > new.router_groups_kept:
         return Verdict(False, f"model.moe.router_groups={new.router_groups} are groups of neighbours")
     return Verdict(True, "the router's columns move with their experts")

@@ -16,6 +16,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from moejax.checkpoint import paths
 from moejax.checkpoint.transforms import Goal, Key, Stack, Transform, Unstack
 from moejax.errors import UserError
@@ -94,6 +96,10 @@ class Job:
     def run(self, read: Callable[[str], Any], own: Any) -> Any:
         """The value, from `read(path)` of each source leaf or from the target's own. Raises RuleError where `own` has another shape
         or type."""
+        if self.rule.source is None and isinstance(own, jax.ShapeDtypeStruct):
+            raise RuleError(
+                f"{self.goal.path}: {self.rule} keeps the target's own value, which has none; give an array"
+            )
         parts = {key: read(path) for key, path in self.reads.items()} if self.reads else {(): own}
         shapes = {x.shape for x in parts.values()}
         try:

@@ -9,9 +9,10 @@ from checkpoint import operated
 from checkpoint.operated import sparse
 from train import small
 
-from moejax.checkpoint import regroup
+from moejax.checkpoint import gates, regroup
 from moejax.checkpoint.surgery import ADAM
 from moejax.errors import ConfigError
+from moejax.moe.routers import ROUTERS
 from moejax.train import step
 
 SAME = 1e-5
@@ -182,6 +183,14 @@ def test_balancers_turned_on_and_off():
     _, _, after = operated.moved(source, target, surgery)
     assert not surgery.preserves and "sign_bias: 0.1 -> 0.0" in surgery.why
     assert not after["routing/sparse/quantile_bias"].any() and "routing/sparse/sign_bias" not in after
+
+
+def test_every_router_has_a_verdict():
+    """A router that is not in the table is promised nothing."""
+    assert set(gates.GATES) == set(ROUTERS)
+    moe = dataclasses.replace(sparse(num_experts=4).model.moe, router="new")
+    assert gates.gates_of(moe) == gates.UNKNOWN
+    assert not gates.of_upcycling(moe, 1).preserves
 
 
 FOUR, EIGHT = {"num_experts": 4}, {"num_experts": 8}

@@ -3,6 +3,7 @@
 import pathlib
 import textwrap
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ TRANSFORMS = {
     "shorter": (Resize(2, 4, 3), X[:, :, :3]),
     "one order": (Select(ORDER[:1], 1), X[:, [2, 0, 1]]),
     "an order for each layer": (Select(ORDER, 1), np.stack([X[0][[2, 0, 1]], X[1][[1, 2, 0]]])),
+    "an order of the first axis": (Select(((1, 0),), 0), X[::-1]),
     "copies": (Select(((0, 0, 2, 2),), 1), X[:, [0, 0, 2, 2]]),
     "means": (Mean((((0, 2), (1,)),), 1), np.stack([(X[:, 0] + X[:, 2]) / 2, X[:, 1]], axis=1)),
     "means for each layer": (
@@ -166,6 +168,7 @@ WRONG = {
     "a source both read and dropped": ([Rule("a", "b"), drop("{x:*}")], A, B, ["a is read, and dropped by rule {x:*}"]),
     "another shape": ([Rule("a", "b", (Transpose((1, 0)),))], A, B, ["b is float32[2, 3]", "makes float32[3, 2]", "[[2, 3]]"]),
     "another type": ([Rule("a", "b")], {"a": A["a"].astype(np.int32)}, B, ["b is float32", "makes int32"]),
+    "fresh without a value": ([drop("a"), fresh("b")], A, {"b": jax.ShapeDtypeStruct((2, 3), np.float32)}, ["b: rule fresh -> b keeps"]),
     "a step that does not fit": ([Rule("a", "b", (Split(0, 4, 0),))], A, B, ["b: rule a -> b: axis 0 of (2, 3)", "4 equal parts"]),
     "an expert that is missing": (CONVERT, {k: v for k, v in PUBLISHED.items() if k != "model.layers.1.experts.10.w3"}, OURS,
                                   ["experts/up: rule", "lacks model.layers.1.experts.10.w3"]),

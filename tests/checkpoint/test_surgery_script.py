@@ -37,7 +37,7 @@ def test_upcycled_from_the_command_line(tmp_path):
     assert [event["event"] for event in events] == ["surgery", "resumed"] and events[1]["step"] == 0
 
     code, out, err = call("surgery", *surgery)
-    assert code == 2 and err.startswith("error: ") and "already holds checkpoints" in err and err.count("\n") == 1, err
+    assert code == 2 and err.startswith("error: ") and "already holds a run" in err and err.count("\n") == 1, err
     code, out, err = call(
         "surgery", "--operation=grow", f"--from={old}", *options[:-1], f"--workdir={tmp_path / 'other'}"
     )
