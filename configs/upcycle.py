@@ -1,6 +1,6 @@
 """A trained dense model upcycled to eight experts, against the same model trained on densely for as much compute.
 
-python scripts/compare_upcycled.py --workdir=runs/upcycled        all of it, one run after another, with table and picture
+python scripts/compare_upcycled.py --workdir=runs/upcycled --seeds=0,1        all of it, one run after another, with table and picture
 
 Variants: `base` is the dense model of configs/tiny.py; `dense` trains it on; `granular` has 8 experts of half its hidden width, 2 a
 token, so that a step costs the same FLOPs; `copies` has 8 of its whole width, 2 a token.

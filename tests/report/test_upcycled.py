@@ -26,12 +26,12 @@ def test_numbers_and_picture():
     dense = run("dense", 100, [2.4, 2.3, 2.2, 2.1], 2.0)
     twice = run("copies", 200, [2.25, 2.05], 1.9)
     late = run("granular", 100, [2.3, 2.4, 2.1, 2.0], 2.1)
-    found = upcycled.numbers(base, [dense, twice, late])
-    rows = found["branches"]
+    found = upcycled.numbers(base, {3: [dense, twice, late]})
+    rows = found["seeds"][3]
     assert rows["dense"]["ahead_from_flops"] is None and rows["dense"]["flops"] == 40 * 6 * 100 * 10
     assert rows["copies"]["flops"] == 20 * 6 * 200 * 10 and rows["copies"]["ahead_from_flops"] == 10 * 6 * 200 * 10
     assert rows["granular"]["ahead_from_flops"] == 30 * 6 * 100 * 10
     np.testing.assert_allclose(rows["copies"]["gain_over_dense"], 0.1)
     np.testing.assert_allclose(rows["granular"]["gain_over_dense"], -0.1)
     assert "+0.1000" in upcycled.table(found)
-    assert upcycled.draw(base, [dense, twice, late]).startswith(b"\x89PNG")
+    assert upcycled.draw(base, {3: [dense, twice, late]}).startswith(b"\x89PNG")
