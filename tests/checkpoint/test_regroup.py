@@ -30,6 +30,7 @@ GROWN = {
     "every expert": (True, {"top_k": 4, "router": "dense"}, {"top_k": 8}),
     "threshold": (True, {"top_k": 2, "router": "threshold"}, {"top_k": 4}),
     "relu": (True, {"top_k": 2, "router": "relu", "sparsity": 1e-8, "load_balance": 0.0}, {"top_k": 4}),
+    "soft slots": (True, {"router": "soft", "soft_slots": 2, "allow_noncausal": True}, {}),
     "the same number of choices": (False, {"top_k": 2}, {}),
     "another score": (False, {"top_k": 2}, {"top_k": 4, "score": "sigmoid"}),
     "hash": (False, {"top_k": 2, "router": "hash"}, {"top_k": 4}),

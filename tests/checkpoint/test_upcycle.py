@@ -21,6 +21,7 @@ CASES = {
     "gshard": (True, {"num_experts": 4, "top_k": 2, "hidden": F, "router": "gshard"}),
     "hash": (True, {"num_experts": 4, "top_k": 2, "hidden": F, "router": "hash"}),
     "every expert": (True, {"num_experts": 4, "top_k": 4, "hidden": F, "router": "dense"}),
+    "halves, every expert": (True, {"num_experts": 4, "top_k": 4, "hidden": F // 2, "router": "dense"}),
     "halves": (True, {"num_experts": 8, "top_k": 2, "hidden": F // 2}),
     "thirds, two copies chosen": (True, {"num_experts": 9, "top_k": 6, "hidden": F // 3, "gate_scale": 2.5}),
     "halves, sigmoid": (True, {"num_experts": 8, "top_k": 2, "hidden": F // 2, "score": "sigmoid"}),
