@@ -4,6 +4,9 @@ python scripts/compare_upcycled.py --workdir=runs/upcycled --seeds=0,1        al
 
 Variants: `base` is the dense model of configs/tiny.py; `dense` trains it on; `granular` has 8 experts of half its hidden width, 2 a
 token, so that a step costs the same FLOPs; `copies` has 8 of its whole width, 2 a token.
+
+Two cores without an accelerator: about five minutes a run, seven runs for two seeds. Held-out bits per byte at equal compute: dense 1.859,
+1.860; granular 1.833, 1.836; copies 1.849, 1.844 (docs/experiments.md).
 """
 
 import importlib.util
