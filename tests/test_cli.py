@@ -63,8 +63,19 @@ CASES = {
         ["--files={tmp}/t*.txt", "--out={tmp}/empty.txt/o", "--heldout=0.5"],
         "cannot be written",
     ),
+    "surgery on nothing": ("surgery", [CONFIG, WORKDIR, "--operation=grow", "--from={tmp}/none"], "no config.json"),
+    "surgery of no kind": ("surgery", [CONFIG, WORKDIR, "--operation=shrink", "--from={tmp}"], "prune, merge"),
+    "an option that a surgery does not read": (
+        "surgery",
+        [CONFIG, WORKDIR, "--operation=grow", "--from={tmp}", "--noise=0.1"],
+        "--noise does nothing",
+    ),
+    "no comparison": ("compare_upcycled", [], "--workdir is missing"),
     "tune on a cpu": ("tune", [], "nothing to tune on 'cpu'"),
-    **{f"help of {script}": (script, ["--help"], None) for script in ("train", "bench", "prepare", "report", "tune")},
+    **{
+        f"help of {script}": (script, ["--help"], None)
+        for script in ("train", "bench", "prepare", "report", "tune", "surgery")
+    },
 }
 
 

@@ -95,7 +95,8 @@ def _resume(run: Run) -> None:
     found = run.checkpoints.restore_newest(run.now, tell)
     lost = max(run.files.last_step() - (found[0] if found else 0), 0)
     if found is not None:
-        step, run.now, extra = found
+        step, run.now, saved = found
+        extra = {"skip": run.skip, "rollbacks": 0, "unevaluated": False, "evaluation": {}} | saved
         run.done, run.skip, run.rollbacks = step, tuple(extra["skip"]), extra["rollbacks"]
         run.unevaluated, run.last_evaluation = extra["unevaluated"], extra["evaluation"]
         run.reporter.say(f"resumed at step {step}")
