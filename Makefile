@@ -52,6 +52,8 @@ test-second: test-fast
 # The full product of routers, orders, transports and meshes: before a release, or after a change to any of them.
 soak: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist load -m soak
+	$(BIN)/python tests/hosts/soak.py
+	$(BIN)/python tests/train/restarts.py
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -14,7 +14,7 @@ OPTIONS = {
     "model.pattern": ("attention+dense", "attention+sparse"), "model.moe.shared_hidden": 8, "model.moe.sign_bias": 0.1,
     "model.kv_heads": 2, "model.moe.load_balance_overflow": 0.1, "train.clip_spike": 3.0,
 }  # fmt: skip
-MESHES = [{"fsdp": 2, "expert": 2}, {}, {"expert": 2, "tensor": 2, "context": 2}, {"data": 2, "fsdp": 4}]
+MESHES = [{"expert": 8}, {"fsdp": 2, "expert": 4}, {"data": 8}, {}, {"expert": 2, "tensor": 2, "context": 2}]
 
 
 def begin(sizes):

@@ -12,21 +12,23 @@ from train import small
 OPTIONS = {
     "train.steps": 24, "train.warmup": 2, "train.log_every": 1, "train.eval_every": 8, "train.eval_rows": 8, "train.routing_every": 12,
     "checkpoint.every": 4, "model.moe.router": "gshard", "model.moe.sign_bias": 0.01, "mesh.fsdp": 2, "mesh.expert": 2,
-    "watchdog.step": 40,
+    "watchdog.step": 40, "train.replicas_every": 6,
 }  # fmt: skip
 
 
-def start(text, workdir, different=None, **options):
-    """Two processes of two devices each; `different` are options of the second alone."""
+def start(text, workdir, different=None, number=2, devices=2, **options):
+    """Processes of so many devices each; `different` are options of the last alone."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    joined = [f"--coordinator=localhost:{port}", "--processes=2", f"--workdir={workdir}"]
-    of = [OPTIONS | options, OPTIONS | options | (different or {})]
+    joined = [f"--workdir={workdir}"]
+    joined += [f"--coordinator=localhost:{port}", f"--processes={number}"] if number > 1 else []
+    of = [OPTIONS | options for _ in range(number)]
+    of[-1] |= different or {}
     cache = text.parent / "compiled"
     return [
-        small.start("train", *small.flags(text, **of[i]), *joined, f"--process={i}", devices=2, cache=cache)
-        for i in range(2)
+        small.start("train", *small.flags(text, **of[i]), *joined, f"--process={i}", devices=devices, cache=cache)
+        for i in range(number)
     ]
 
 
@@ -50,6 +52,7 @@ def finish(processes, seconds=150):
 
 
 def run(text, workdir, different=None, **options):
+    """`finish` of `start`."""
     return finish(start(text, workdir, different, **options))
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from hosts import faults
 from train import small
 
-LONG = {"checkpoint.every": 20, "train.eval_every": 100, "train.routing_every": 500, "train.log_every": 5}
+LONG = {"checkpoint.every": 10, "train.eval_every": 100, "train.routing_every": 500, "train.log_every": 5}
 
 
 def main(kills=50, steps=6000, folder=None):
