@@ -15,7 +15,7 @@ from moejax.models.decoder import Decoder
 from moejax.moe import noise
 from moejax.moe.inputs import Mode
 from moejax.moe.routers import ROUTERS
-from moejax.train import routing, state
+from moejax.train import guard, routing, state
 
 WIDTH, F = 16, 24
 DENSE = {"model.pattern": ("attention+dense",), "model.repeats": 2, "model.hidden": F, "model.unroll": 1}
@@ -43,7 +43,9 @@ def start(cfg):
     values = {path: _drawn(path, x.shape, rng) for path, x in flatten(shapes).items()}
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), moments)
     kept = jax.tree.map(np.asarray, routing.init(cfg.model))
-    return built, state.TrainState(np.zeros((), np.int32), unflatten(values, shapes), zeros, kept)
+    return built, state.TrainState(
+        np.zeros((), np.int32), unflatten(values, shapes), zeros, kept, jax.tree.map(np.asarray, guard.init())
+    )
 
 
 def _drawn(path, shape, rng):

@@ -8,6 +8,7 @@ from checkpoint.operated import F, dense, sparse
 from moejax.checkpoint.surgery import ADAM, restart
 from moejax.checkpoint.upcycle import upcycle
 from moejax.errors import ConfigError
+from moejax.train import guard
 
 SAME = 1e-5
 
@@ -111,7 +112,8 @@ def test_restart_keeps_the_model():
     apart, before, after = operated.moved(source, source, surgery)
     assert surgery.preserves and apart == 0
     differ = {path for path in after if (after[path] != before[path]).any()}
-    assert differ == {"step", "optimizer/1/2/count", "routing/sparse/last_fed"}
+    begun = {"step", "optimizer/1/2/count", "routing/sparse/last_fed", *(f"guard/{name}" for name in guard.init())}
+    assert differ == begun
 
 
 REFUSED = {
