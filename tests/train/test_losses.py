@@ -9,7 +9,7 @@ import pytest
 from train import small
 
 from moejax import config
-from moejax.train import losses, metrics
+from moejax.train import guard, losses, metrics
 
 V, D = 48, 12
 
@@ -116,6 +116,7 @@ def whole_sums():
         "targets": jnp.int32(40),
         "layers": {"sparse": layer_sums()},
         "gradient_norm": jnp.float32(0.5),
+        "guard": guard.init() | {"skipped": jnp.int32(3)},
     }
 
 
@@ -199,7 +200,12 @@ def test_metrics_of_training_by_hand():
     sums = whole_sums() | {"parts": {name: np.float32(value) for name, value in WANTED.items()}}
     numbers = metrics.of_training(sums, moe())
     wanted = {f"train/{name}": value for name, value in WANTED.items()}
-    wanted |= {"train/bits_per_byte": 2 / math.log(2), "train/targets": 40, "train/gradient_norm": 0.5}
+    wanted |= {
+        "train/bits_per_byte": 2 / math.log(2),
+        "train/targets": 40,
+        "train/gradient_norm": 0.5,
+        "train/skipped_steps": 3,
+    }
     assert {name: v for name, v in numbers.items() if name.startswith("train/")} == pytest.approx(wanted, rel=1e-6)
     assert numbers["moe/dead"] == 3
 
