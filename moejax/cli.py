@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from moejax import config
-from moejax.errors import ConfigError, DamagedError, DivergedError, PreemptedError, SaveError, UserError
+from moejax.errors import ConfigError, DamagedError, DivergedError, PreemptedError, SaveError, UserError, together
 
 KNOWN = (UserError, DivergedError, DamagedError, SaveError, PreemptedError)
 
@@ -37,24 +37,20 @@ def run(main: Callable[..., None], *, rest: str | None = None) -> None:
             raise UserError(f"unexpected argument {left[0]!r}; options are written --name=value; see --help")
         main(*([] if rest is None else [left]))
     except KNOWN as error:
-        _exit(fail(error))
+        _exit(error, fail(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        _exit(1)
+        _exit(error, 1)
 
 
-ALIKE = (0, 2, 3, 75)
-"""Exit codes that all processes of a run come to together."""
-
-
-def _exit(code: int) -> None:
+def _exit(error: Exception, code: int) -> None:
     """Ends the process. Of several, one that fails alone leaves at once: python's way out would wait for the others, who wait for it."""
-    if code not in ALIKE and jax.distributed.is_initialized():
+    if not together(error) and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -33,3 +33,8 @@ class PreemptedError(Exception):
     """The run was asked to stop, saved its state, and continues when it is started again."""
 
     exit_code = 75
+
+
+def together(error: BaseException) -> bool:
+    """Whether all processes of a run raise it alike. Any other error may be one process's own: the others wait for that one."""
+    return isinstance(error, UserError | DivergedError | PreemptedError)

@@ -7,6 +7,8 @@ a digest of each array, and restored arrays are held to them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +76,7 @@ class Checkpoints:
             return
         flat = flatten(state)
         beside = {"format": FORMAT, "digests": digests.of(flat), "extra": extra or {}}
+        beside |= {"hash": _hash(beside)}
         ranked = {self._best: metrics[self._best]} if self._best and metrics else None
         try:
             response = self._keeper.save_async(step, flat, custom_metadata=beside, metrics=ranked)
@@ -117,6 +120,8 @@ class Checkpoints:
         flat, reason = None, "another host could not read it"
         try:
             flat = self._keeper.load(step, wanted)
+        except (jax.errors.JaxRuntimeError, MemoryError):  # too little memory is no damage
+            raise
         except Exception as error:  # what damage surfaces as depends on the file
             reason = _line(error)
         if not self._agree(flat is not None):
@@ -138,7 +143,7 @@ class Checkpoints:
             saved = {name: (tuple(a.shape), str(np.dtype(a.dtype))) for name, a in _leaves(described).items()}
         except Exception as error:  # as above
             reason = _line(error)
-        if not self._agree(bool(found) and {"format", "digests", "extra"} <= set(found)):
+        if not self._agree(bool(found) and found.get("hash") == _hash(found)):
             raise DamagedError(f"checkpoint {step} in {self._folder} has no readable metadata: {reason}")
         assert found is not None
         apart = [] if wanted == saved else sorted(n for n in {*wanted, *saved} if wanted.get(n) != saved.get(n))
@@ -217,6 +222,12 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
                 self._keeper.close()  # raises once more what a save failed of
+
+
+def _hash(beside: dict[str, Any]) -> str:
+    """Of what is saved beside the arrays, without the hash itself."""
+    told = {name: value for name, value in beside.items() if name != "hash"}
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _leaves(described: Any) -> dict[str, Any]:

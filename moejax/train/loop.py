@@ -15,7 +15,7 @@ from moejax import mesh as meshes
 from moejax.checkpoint.manager import Checkpoints
 from moejax.data import prepare
 from moejax.data.pipeline import Rows, Stream
-from moejax.errors import DivergedError, PreemptedError, UserError
+from moejax.errors import UserError, together
 from moejax.train import check, describe, hosts, state
 from moejax.train.evaluate import Evaluator
 from moejax.train.metrics import Numbers
@@ -106,10 +106,6 @@ def _resume(run: Run) -> None:
     run.files.truncate(run.done)
 
 
-ALIKE = (PreemptedError, DivergedError, UserError)
-"""What all processes raise together."""
-
-
 def _on_exit(sections: Sections, stack: contextlib.ExitStack, files: Workdir) -> Callable[..., None]:
     """For an ExitStack: after an error the clean-up has a time of its own, because it may wait for processes that are gone. What one
     process alone may have raised leaves no time for it: the others wait for this one."""
@@ -118,7 +114,7 @@ def _on_exit(sections: Sections, stack: contextlib.ExitStack, files: Workdir) ->
         if error is None:
             return
         sections.enter("exit")
-        if jax.process_count() > 1 and not isinstance(error, ALIKE):
+        if jax.process_count() > 1 and not together(error):
             stack.pop_all()
             files.close()
 

@@ -17,7 +17,7 @@ from moejax.checkpoint import digests
 from moejax.checkpoint.manager import Checkpoints, flatten
 from moejax.data import batches
 from moejax.data.pipeline import Stream, Windows, position, require_windows
-from moejax.errors import DamagedError, DivergedError, PreemptedError
+from moejax.errors import DamagedError, DivergedError, PreemptedError, UserError
 from moejax.train import faults, guard, hosts, metrics, recordings, state, step, watch
 from moejax.train.around import Profile, Stopwatch
 from moejax.train.evaluate import Evaluator, StoppedError
@@ -201,7 +201,10 @@ class Run:
                 raise DivergedError(
                     f"the state after step {self.done} is not finite; lower train.learning_rate or train.clip_norm"
                 )
-            self.files.require_lease()
+            if not hosts.agree(self.files.held()):
+                raise UserError(
+                    f"workdir {self.files.path} was taken over by another run while this one did not move; this one ends without saving"
+                )
             extra = {"skip": list(self.skip), "unevaluated": unevaluated, "rollbacks": self.rollbacks}
             extra |= {"evaluation": self.last_evaluation}
             self.checkpoints.save(self.done, self.now, extra, self.last_evaluation)

@@ -12,7 +12,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from moejax import config
-from moejax.errors import ConfigError, UserError
+from moejax.errors import ConfigError
 from moejax.train.lease import Lease
 
 MAY_CHANGE = (
@@ -76,12 +76,9 @@ class Workdir:
         if self._lease.taken_from is not None:
             self.event("lease taken over", of=self._lease.taken_from)
 
-    def require_lease(self) -> None:
-        """Raises UserError where another run has taken the folder: it thought this one dead."""
-        if self._lease is not None and self._lease.lost():
-            raise UserError(
-                f"workdir {self.path} was taken over by another run while this one did not move; this one ends without saving"
-            )
+    def held(self) -> bool:
+        """Whether the folder is still this run's, as far as this process knows: another may have thought it dead."""
+        return self._lease is None or not self._lease.lost()
 
     def last_step(self) -> int:
         """The last step that metrics.jsonl has a line of; 0 for none."""

@@ -93,6 +93,23 @@ def test_b24_damage_anywhere(whole, tmp_path):
     assert refused >= 10
 
 
+def test_b24_damage_of_what_stands_beside(whole, tmp_path):
+    """One digit of the batches that were left out, of a digest, or of the format: JSON as before, and found."""
+    for i, (was, becomes) in enumerate(
+        ((b'"skip":[3]', b'"skip":[7]'), (b'"format":1', b'"format":2'), (b'"a/w":"', b'"a/v":"'))
+    ):
+        folder = tmp_path / str(i) / "checkpoints"
+        shutil.copytree(whole, folder)
+        file = folder / "3" / "_CHECKPOINT_METADATA"
+        text = file.read_bytes().replace(b": ", b":").replace(b", ", b",")
+        file.write_bytes(text.replace(was, becomes))
+        assert text.count(was) == 1
+        keeper = Checkpoints(folder, KEEP)
+        step, found, extra = keeper.restore_newest(state_of(0), lambda step, why: None)
+        assert step == 2 and extra == {"skip": [2]}
+        keeper.close()
+
+
 def test_b24_nothing_whole(whole, tmp_path):
     """All damaged: one error that says where they are now, exit code 4."""
     folder = tmp_path / "checkpoints"

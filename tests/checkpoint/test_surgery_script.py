@@ -34,7 +34,7 @@ def test_upcycled_from_the_command_line(tmp_path):
     assert code == 0, err
     assert json.loads(out)["heldout/bits_per_byte"] == pytest.approx(before["heldout/bits_per_byte"], rel=1e-5)
     events = [json.loads(line) for line in (new / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["surgery", "resumed"] and events[1]["step"] == 0
+    assert [event["event"] for event in events] == ["surgery", "resumed", "ledger"] and events[1]["step"] == 0
 
     code, out, err = call("surgery", *surgery)
     assert code == 2 and err.startswith("error: ") and "already holds a run" in err and err.count("\n") == 1, err

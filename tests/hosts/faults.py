@@ -64,7 +64,8 @@ def steps(workdir):
 
 def killed_often(text, workdir, kills, seed=0, tell=print, **options):
     """kill -9 of one or both processes at random moments until `kills` are done; then to the end. One kill in four is in the first
-    seconds of a start, the others up to four seconds after its first new line: in steps, evaluations and saves.
+    seconds of a start, the others up to sixteen new lines after its first, and up to half a second after the last of those: in steps,
+    evaluations and saves.
 
     Returns [(seconds alive, lines logged, exit codes)] of the killed ones, and the result of the last start.
     """
@@ -72,11 +73,17 @@ def killed_often(text, workdir, kills, seed=0, tell=print, **options):
     while len(rows) < kills:
         before, began = last_line(workdir), time.monotonic()
         processes = start(text, workdir, **options)
-        alive = lambda: all(p.poll() is None for p in processes)  # noqa: E731
-        early, delay = rng.random() < 0.25, rng.uniform(0, 4)
-        while alive() and not early and last_line(workdir) == before and time.monotonic() - began < 120:
-            time.sleep(0.005)
-        until = time.monotonic() + (2 * delay if early else delay)
+        alive = lambda: all(p.poll() is None for p in processes) and time.monotonic() - began < 300  # noqa: E731
+        early, lines, delay = rng.random() < 0.25, rng.randrange(16), rng.random() / 2
+        if early:
+            delay *= 16
+        else:
+            while alive() and last_line(workdir) == before:
+                time.sleep(0.005)
+            lines += steps(workdir)
+            while alive() and steps(workdir) < lines:
+                time.sleep(0.005)
+        until = time.monotonic() + delay
         while alive() and time.monotonic() < until:
             time.sleep(0.005)
         if all(p.poll() == 0 for p in processes):
