@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import ml_collections
 from ml_collections import config_dict
 
+from moejax.config_attention import Attention, Latent, Rope
 from moejax.config_moe import MoE
 from moejax.config_run import Checkpoint, Faults, Watchdog
 from moejax.errors import ConfigError
@@ -34,7 +35,9 @@ class Model:
     pattern: tuple[str, ...] = ("attention+sparse",)
     """Layers of one block, each `mixer+channel` with names of moejax.layers.MIXERS and CHANNELS."""
     repeats: int = 4
-    """Blocks, scanned over; the depth is repeats * len(pattern)."""
+    """Blocks, scanned over; the depth is len(first) + repeats * len(pattern)."""
+    first: tuple[str, ...] = ()
+    """Layers before the blocks, named like those of the pattern, each with parameters of its own (DeepSeek-V3 has three)."""
     unroll: int = 1
     """Blocks in one turn of the scan; divides repeats. More is faster to run and slower to compile."""
     heads: int = 4
@@ -45,6 +48,10 @@ class Model:
     """Width of one head; even, for rotary pairs."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    rope: Rope = dataclasses.field(default_factory=Rope)
+    attention: Attention = dataclasses.field(default_factory=Attention)
+    local: Attention = dataclasses.field(default_factory=Attention)
+    latent: Latent = dataclasses.field(default_factory=Latent)
     hidden: int = 192
     """Hidden width of a dense feed-forward layer."""
     norm_epsilon: float = 1e-6

@@ -37,6 +37,10 @@ class MoE:
     """Kind of router, a name in moejax.moe.routers.ROUTERS."""
     score: str = "softmax"
     """What logits become before they are gates, a name in moejax.moe.scores.SCORES."""
+    router_bias: bool = False
+    """Add a learned bias to the router's logits."""
+    gate_at: str = "output"
+    """What gates multiply, a name in moejax.moe.layer.GATE_AT: output (of the expert) or input (as in Llama 4)."""
     renormalize: bool = True
     """Divide the gates of a token by their sum."""
     gate_scale: float = 1.0
@@ -48,7 +52,9 @@ class MoE:
     router_groups: int = 1
     """Equal parts of the experts, of which a token may visit `router_groups_kept` (a limit on nodes)."""
     router_groups_kept: int = 1
-    """Parts of `router_groups` that a token keeps, by the sum of their two best scores."""
+    """Parts of `router_groups` that a token keeps, by the sum of their best scores."""
+    router_groups_best: int = 2
+    """Scores of a part that are added to rank it: 2 in DeepSeek-V3, 1 in DeepSeek-V2."""
     top_k_start: int | None = None
     """Choices a token makes at step 0, rising to top_k; None starts with top_k."""
     top_k_steps: int = 0
@@ -110,6 +116,8 @@ class MoE:
     """Step of the selection bias by the sign of the load error (auxiliary-loss-free balancing uses 0.001)."""
     quantile_bias: float = 0.0
     """Share of the way to the selection bias at which every expert's quantile gives it its fair share, a step; at most 1."""
+    selection_bias: bool = False
+    """Keep a selection bias that no step moves: what a published model comes with. `sign_bias` and `quantile_bias` add to it."""
     sinkhorn: int = 0
     """Sinkhorn iterations on the selection scores of a group; non-causal."""
     allow_noncausal: bool = False

@@ -18,7 +18,7 @@ EVERYTHING = [
 ]
 
 LEVELS = [
-    {"errors", "compat", "config_moe", "config_run", "memory"},
+    {"errors", "compat", "config_attention", "config_moe", "config_run", "memory"},
     {"arrays", "config"},
     {"mesh", "sharding", "collectives"},
     {"kernels"},
