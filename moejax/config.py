@@ -65,6 +65,11 @@ class Model:
     moe: MoE = dataclasses.field(default_factory=MoE)
 
 
+def depth(model: Model) -> int:
+    """Layers in all."""
+    return len(model.first) + model.repeats * len(model.pattern)
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Where text comes from and how it is cut into rows."""

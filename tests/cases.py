@@ -16,6 +16,7 @@ SHARED = {"num_experts": E, "hidden": F, "top_k": 2, "capacity_factor": 0.75, "a
 
 PLUS = {"zero_experts": ("identity", "constant", "zero"), "zero_share": 0.25}
 LIMITED = {"router_groups": 4, "router_groups_kept": 2}
+BEST = {**LIMITED, "router_groups_best": 1}
 WARM = {"top_k": 3, "top_k_start": 2, "top_k_steps": 4}
 UNTRAINED = {"score": "constant", "load_balance": 0.0, "router_z": 0.0}
 
@@ -25,6 +26,7 @@ CASES = {
     "topk-one": {"top_k": 1, "renormalize": False, "order": "priority", "sign_bias": 0.001},
     "topk-all": {"top_k": E, "score": "softmax_after"},
     "topk-sigmoid": {"score": "sigmoid", "reroute": True, "sign_bias": 0.001, "router_dropout": 0.1, **LIMITED, **WARM},
+    "topk-input": {"score": "sigmoid", "renormalize": False, "gate_at": "input", "router_bias": True, "selection_bias": True, **BEST},
     "topk-sqrt": {"score": "sqrt_softplus", "quantile_bias": 0.5, "router_dropout": 0.2, **PLUS},
     "topk-warm": {"score": "softmax_after", "order": "priority", "importance": 0.1, **WARM},
     "topk-sinkhorn": {"sinkhorn": 2, "score_variance": 0.1, "order": "choice_major"},
@@ -65,14 +67,15 @@ def first(router: str) -> str:
 
 
 SET = {
-    "score": "sigmoid", "renormalize": False, "router_dropout": 0.1, "router_groups": 4, "router_groups_kept": 2, "top_k_start": 2,
-    "top_k_steps": 5, "top_p": 0.4, "mean_k": 1.5, "hash_by": "position", "soft_slots": 2, "order": "choice_major",
-    "reroute": True, "zero_experts": ("identity",), "zero_share": 0.2, "sign_bias": 0.001, "quantile_bias": 0.5, "sinkhorn": 2,
-    "smooth_load": 0.1, "sparsity": 1e-8,
+    "score": "sigmoid", "renormalize": False, "router_dropout": 0.1, "router_groups": 4, "router_groups_kept": 2, "router_groups_best": 1,
+    "top_k_start": 2, "top_k_steps": 5, "top_p": 0.4, "mean_k": 1.5, "hash_by": "position", "soft_slots": 2, "order": "choice_major",
+    "reroute": True, "zero_experts": ("identity",), "zero_share": 0.2, "selection_bias": True, "sign_bias": 0.001, "quantile_bias": 0.5,
+    "sinkhorn": 2, "smooth_load": 0.1, "sparsity": 1e-8,
 }  # fmt: skip
 """Every option that only some routers read, set to something."""
 TOGETHER = {
     "router_groups": ("router_groups_kept",), "router_groups_kept": ("router_groups",), "top_k_start": ("top_k_steps",),
+    "router_groups_best": ("router_groups", "router_groups_kept"),
     "top_k_steps": ("top_k_start",), "zero_share": ("zero_experts",),
 }  # fmt: skip
 """Options that mean nothing alone."""

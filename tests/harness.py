@@ -69,6 +69,8 @@ def problem(moe, seed=0, rows=4, positions=8, width=8, latent=None) -> Problem:
     rng = np.random.default_rng(seed)
     x = f32(rng.integers(-12, 13, (rows, positions, width)) / 8)
     heads = {n: f32(rng.integers(-8, 9, (width, c)) / 8) for n, c in ROUTERS[moe.router].heads(moe).items()}
+    if moe.router_bias:
+        heads["logits_bias"] = f32(rng.integers(-8, 9, heads["logits"].shape[1]) / 8)
     if "spread" in heads:  # noise of a size near that of logits: losses divide by it
         heads["spread"] /= 8
     inner, each = latent or width, moe.num_experts // len(of_classes(moe))
@@ -189,6 +191,7 @@ def run(p: Problem, mesh, moe, mode, coefficients=COEFFICIENTS, recorded=None):
     gate_up, down = padded([joined(w) for w in d.experts])
     gradients = {"x": dx, "gate_up": gate_up, "down": down}
     others = {"z": dz, "router": d.router.get("logits"), "spread": d.router.get("spread"), "constant": d.constants}
+    others |= {"router_bias": d.router.get("logits_bias")}
     gradients |= {name: g for name, g in others.items() if g is not None}
     outcome = Outcome(value, y, sums, gradients, traffic)
     return (outcome, kept) if mode.record else outcome
@@ -206,7 +209,7 @@ def spec_of(moe, factor, step=STEP) -> oracle.Spec:
         moe.num_experts, moe.top_k, moe.router, moe.score, moe.renormalize, moe.gate_scale, factor, moe.group_rows,
         moe.group_window, moe.zero_experts, moe.order, moe.reroute, moe.router_dropout, moe.router_groups,
         moe.router_groups_kept, moe.sinkhorn, moe.top_p, moe.hash_by, now, moe.soft_slots, moe.zero_share,
-        moe.activation_clamp,
+        moe.activation_clamp, moe.router_groups_best, moe.gate_at,
     )  # fmt: skip
 
 
@@ -234,7 +237,7 @@ def expected(p: Problem, moe, mode, coefficients=COEFFICIENTS) -> Outcome:
     gate_up, down = padded(p.experts)
     more = {"ids": p.ids, "bias": bias_of(p.state), "threshold": p.state.get("threshold"), "layer": LAYER}
     more |= {"draws": draws, "spread": p.heads.get("spread"), "constant": p.constants}
-    more |= {"parts": parts.get(moe.load_balance_scope), "z": p.z}
+    more |= {"parts": parts.get(moe.load_balance_scope), "z": p.z, "router_bias": p.heads.get("logits_bias")}
     return Outcome(
         *oracle.layer(
             p.x, p.valid, p.heads.get("logits"), gate_up, down, spec, wiggle=wiggle, dy=p.dy,

@@ -52,7 +52,7 @@ def sequences(shape):
 
 def layer(
     x, valid, router, gate_up, down, spec, *, draws=None, wiggle=None, dy=None, coefficients=None, spread=None,
-    ids=None, layer=0, bias=None, threshold=None, constant=None, parts=None, z=None,
+    ids=None, layer=0, bias=None, threshold=None, constant=None, parts=None, z=None, router_bias=None,
 ):  # fmt: skip
     """Value and gradients of sum(y * dy) + coefficients . balancers.
 
@@ -60,12 +60,13 @@ def layer(
       coefficients: of load_balance, router_z, importance, load, missing ones 0; spread [D,X], noisy_topk's second
       router; constant [Zc,D], the vectors of the constant experts in their order; parts: lists of (row, position) over
       which load_balance is averaged, all tokens as one by default; z [B,T,L], what real experts see in place of x (of
-      zero-computation ones L = D); the others as in `route`.
+      zero-computation ones L = D); router_bias [X]; the others as in `route`.
     Returns: (value, y, sums, {name: gradient of x, router, spread, gate_up, down, constant, z, those that are given}).
     """
     if spec.router == "soft":
         return soft_layer(x, valid, router, gate_up, down, spec, wiggle=wiggle, dy=dy, coefficients=coefficients, z=z)
     given = {"x": x, "router": router, "spread": spread, "gate_up": gate_up, "down": down, "constant": constant, "z": z}
+    given |= {"router_bias": router_bias}
     w = {name: np.asarray(a, np.float64) for name, a in given.items() if a is not None}
     d = {name: np.zeros_like(a) for name, a in w.items()}
     x, valid, wiggle = w["x"], np.asarray(valid, bool), 1.0 if wiggle is None else np.asarray(wiggle, np.float64)
@@ -73,6 +74,7 @@ def layer(
     dy = np.zeros_like(w[seen]) if dy is None else np.asarray(dy, np.float64)
     inputs = x * wiggle
     logits = inputs @ w["router"] if router is not None else np.zeros((*valid.shape, 0))
+    logits = logits + w.get("router_bias", 0)
     spreads = inputs @ w["spread"] if spread is not None else None
     routing = route(logits, valid, spec, draws, spreads, ids, layer, bias, threshold)
     s = statistics(logits, valid, routing, spec, spreads)
@@ -82,6 +84,14 @@ def layer(
     for a in np.flatnonzero(routing.slot >= 0):
         m, e, gate = (routing.row[a], routing.position[a]), routing.expert[a], routing.gate[a]
         name = seen if e < spec.experts else "x"
+        if spec.gate_at == "input":
+            y[m] += expert(gate * w[name][m], w["gate_up"][e], w["down"][e], spec.clamp)
+            slopes = expert_backward(gate * w[name][m], dy[m], w["gate_up"][e], w["down"][e], spec.clamp)
+            d_gate[a] += slopes[0] @ w[name][m]
+            d[name][m] += gate * slopes[0]
+            d["gate_up"][e] += slopes[1]
+            d["down"][e] += slopes[2]
+            continue
         out = output(w[name][m], e, w, spec)
         y[m] += gate * out
         d_gate[a] += dy[m] @ out
@@ -95,6 +105,8 @@ def layer(
         if name in w:
             d[name] += np.einsum("btd,bte->de", inputs, slope)
             d["x"] += wiggle * np.einsum("bte,de->btd", slope, w[name])
+    if router_bias is not None:
+        d["router_bias"] += d_logits.sum((0, 1))
     return value + (y * dy).sum(), y, s, d
 
 

@@ -39,6 +39,8 @@ class Spec:
     slots: int = 1
     zero_share: float | None = None
     clamp: float | None = None
+    groups_best: int = 2
+    gate_at: str = "output"
 
     @property
     def columns(self):
@@ -176,10 +178,10 @@ def selection(ranks, valid, spec, dropout=None, bias=None):
 def limited(row, spec):
     """One token: only the columns of the `groups_kept` best of `router_groups` contiguous parts, the others -inf.
 
-    A part is worth the sum of its two best columns (DeepSeek-V3, 2024).
+    A part is worth the sum of its `groups_best` best columns: two in DeepSeek-V3 (2024), one in DeepSeek-V2.
     """
     parts = row.reshape(spec.router_groups, -1)
-    worth = [sum(sorted(part, reverse=True)[:2]) for part in parts]
+    worth = [sum(sorted(part, reverse=True)[: spec.groups_best]) for part in parts]
     kept = ranked(worth)[: spec.groups_kept]
     return np.array([row[e] if e // parts.shape[1] in kept else -np.inf for e in range(len(row))])
 

@@ -125,8 +125,7 @@ def context_of(cfg: config.Config) -> ctx.Context:
     shape = cfg.data.batch, cfg.data.context
     ids, rows = jnp.zeros(shape, jnp.int32), jnp.arange(shape[0], dtype=jnp.int32)
     tokens = placed(Tokens(jnp.ones(shape, bool), ids, rows, ids))
-    nothing = jnp.zeros((1, 1))
-    return ctx.Context(jnp.ones((shape[0], 1, 1, 1), bool), nothing, nothing, tokens, jax.random.key(0), jnp.int32(0))
+    return ctx.Context({}, tokens, jax.random.key(0), jnp.int32(0))
 
 
 def table(result: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ def run(cfg: config.Config, rounds: int) -> dict[str, Any]:
     """Seconds that a save adds to the steps around it, and the share of the time that is at `checkpoint.every`."""
     mesh = meshes.make(cfg.mesh)
     stream = Stream(cfg.data, prepare.ensure(cfg.data))
+    sums: Any = None
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
         built = state.build(cfg, mesh)
         now = state.create(built)

@@ -108,4 +108,4 @@ def require_same(source: config.Model, target: config.Model, name: str) -> None:
 
 def places(model: config.Model, channel: str) -> list[int]:
     """Layers of the pattern with this channel."""
-    return [i for i, kind in enumerate(kinds.channels(model)) if kind == channel]
+    return [i for i, kind in enumerate(kinds.channels(model.pattern)) if kind == channel]

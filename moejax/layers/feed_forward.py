@@ -17,7 +17,7 @@ from moejax.layers.context import Context
 from moejax.moe import experts, routers, widths, zero_experts
 from moejax.moe.inputs import Mode, Moment
 from moejax.moe.layer import Parameters, sparse_layer
-from moejax.moe.records import State
+from moejax.moe.records import State, columns
 from moejax.moe.replay import Recorded
 
 Outcome = dict[str, Any]
@@ -28,7 +28,7 @@ class SwiGLU(nnx.Module):
     """(silu(x @ gate) * (x @ up)) @ down (Shazeer 2020, eq. 6)."""
 
     def __init__(self, model: config.Model, hidden: int, *, rngs: nnx.Rngs):
-        gain = (2 * model.repeats * len(model.pattern)) ** -0.5
+        gain = (2 * config.depth(model)) ** -0.5
         self.gate_up = init.normal(rngs, (model.width, 2, hidden), ("storage", None, "hidden"), fan_in=model.width)
         self.down = init.normal(rngs, (hidden, model.width), ("hidden", "storage"), fan_in=hidden, gain=gain)
 
@@ -65,11 +65,12 @@ class Sparse(nnx.Module):
 
     def __init__(self, model: config.Model, *, rngs: nnx.Rngs):
         moe, d, inner = model.moe, model.width, model.moe.latent or model.width
-        gain = (2 * model.repeats * len(model.pattern)) ** -0.5
+        gain = (2 * config.depth(model)) ** -0.5
         self.moe = moe
         heads = routers.ROUTERS[moe.router].heads(moe)
         self.router = nnx.Dict(
             {name: init.normal(rngs, (d, n), ("storage", None), fan_in=d) for name, n in heads.items()}
+            | ({"logits_bias": init.zeros((columns(moe),), (None,))} if moe.router_bias else {})
         )
         classes = widths.of_classes(moe)
         e, last = moe.num_experts // len(classes), 1.0 if moe.latent else gain

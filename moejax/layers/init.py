@@ -25,6 +25,12 @@ def normal(
     return nnx.Param(value, dims=dims, decay=decay)
 
 
-def ones(shape: tuple[int, ...]) -> nnx.Param:
-    """fp32 ones, replicated: for scales."""
-    return nnx.Param(jnp.ones(shape, jnp.float32), dims=(None,) * len(shape), decay=False)
+def ones(shape: tuple[int, ...], dims: tuple[str | None, ...] | None = None) -> nnx.Param:
+    """fp32 ones, replicated unless `dims` says otherwise: for scales."""
+    dims = dims or (None,) * len(shape)
+    return nnx.Param(jnp.ones(shape, jnp.float32, out_sharding=sharding.spec(*dims)), dims=dims, decay=False)
+
+
+def zeros(shape: tuple[int, ...], dims: tuple[str | None, ...]) -> nnx.Param:
+    """fp32 zeros, made in the shards they are stored in: for biases."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32, out_sharding=sharding.spec(*dims)), dims=dims, decay=False)

@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
 from moejax import config
 from moejax.errors import ConfigError
-from moejax.layers import attention
-from moejax.layers.attention import GroupedQueryAttention
+from moejax.layers import attention, latent, positions
+from moejax.layers.attention import Cache, GroupedQueryAttention
+from moejax.layers.context import View, Where
 from moejax.layers.feed_forward import Dense, Sparse
+from moejax.layers.latent import LatentAttention
 
-MIXERS = {"attention": GroupedQueryAttention}
+
+@dataclasses.dataclass(frozen=True)
+class Mixer:
+    """A kind of layer part that moves information between positions."""
+
+    make: Callable[[config.Model, nnx.Rngs], nnx.Module]
+    """The module; called with (x, view, cache) it returns its output and the cache with these positions."""
+    view: Callable[[config.Model, Where, Array | None], View]
+    """What its layers see, made once a step."""
+    cache: Callable[[config.Model, int, int, jnp.dtype], Cache]
+    """(rows, positions, type) -> an empty cache of one layer."""
+    check: Callable[[config.Model], None]
+
+
+def _grouped_query(section: str) -> Mixer:
+    """Grouped-query attention with the options of a section of the config."""
+
+    def options(model: config.Model) -> config.Attention:
+        return getattr(model, section)
+
+    return Mixer(
+        make=lambda model, rngs: GroupedQueryAttention(model, options(model), rngs=rngs),
+        view=lambda model, where, filled: attention.view(model, options(model), where, filled),
+        cache=attention.cache,
+        check=lambda model: attention.check(model, options(model), section),
+    )
+
+
+MIXERS: dict[str, Mixer] = {
+    "attention": _grouped_query("attention"),
+    "local": _grouped_query("local"),
+    "latent": Mixer(lambda model, rngs: LatentAttention(model, rngs=rngs), latent.view, latent.cache, latent.check),
+}
 CHANNELS = {"dense": Dense, "sparse": Sparse}
 
 
@@ -29,13 +70,23 @@ def check(model: config.Model) -> None:
         raise ConfigError(
             f"model.pattern={model.pattern} repeated {model.repeats} times has no layer; give at least one of each"
         )
-    for kind in model.pattern:
-        split(kind)
+    for name in mixers(model):
+        MIXERS[name].check(model)
     if model.hidden < 1:
         raise ConfigError(f"model.hidden={model.hidden}: at least 1")
-    attention.check(model)
+    positions.check(model.rope, model.rope_theta)
 
 
-def channels(model: config.Model) -> list[str]:
-    """The channel kind of every layer of a block, in order."""
-    return [split(kind)[1] for kind in model.pattern]
+def mixers(model: config.Model) -> list[str]:
+    """The kinds of mixers that there are, each once."""
+    return sorted({split(kind)[0] for kind in (*model.first, *model.pattern)})
+
+
+def channels(layers: tuple[str, ...]) -> list[str]:
+    """The channel kind of every layer, in order."""
+    return [split(kind)[1] for kind in layers]
+
+
+def number(model: config.Model, channel: str) -> int:
+    """Layers of the whole depth with this channel."""
+    return channels(model.first).count(channel) + model.repeats * channels(model.pattern).count(channel)

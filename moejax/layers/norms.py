@@ -19,6 +19,10 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        x32 = x.astype(jnp.float32)
-        y = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-        return (y * sharding.gather(self.scale)[None, None, :]).astype(x.dtype)
+        return (unit(x, self.epsilon) * sharding.gather(self.scale)[None, None, :]).astype(x.dtype)
+
+
+def unit(x: Float[Array, "..."], epsilon: float, axes: tuple[int, ...] = (-1,)) -> Float[Array, "..."]:
+    """x / sqrt(mean(x^2) + epsilon) over the last axes, fp32."""
+    x32 = x.astype(jnp.float32)
+    return x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=axes, keepdims=True) + epsilon)

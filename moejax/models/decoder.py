@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from moejax import config, sharding
 from moejax.arrays import Batch
 from moejax.errors import ConfigError
+from moejax.layers import attention, init, kinds
 from moejax.layers import context as ctx
-from moejax.layers import init, kinds
 from moejax.layers.feed_forward import Outcome, Side
 from moejax.layers.norms import RMSNorm
-from moejax.layers.positions import rotary_angles
-from moejax.models import remat
+from moejax.models import depth, remat
 from moejax.moe.inputs import Mode
 from moejax.moe.records import State
 from moejax.moe.replay import Recorded
@@ -27,22 +26,36 @@ Routing = dict[str, State]
 Recordings = dict[str, Recorded]
 
 
+class Cache(NamedTuple):
+    """What decoding keeps of the positions before."""
+
+    first: list[attention.Cache]
+    """Of every layer of `model.first`."""
+    blocks: list[attention.Cache]
+    """Of every layer of the pattern, [repeats, ...]."""
+    filled: Int[Array, " B"]
+    """Positions of each row that are there."""
+
+
 class Layer(nnx.Module):
     """x += mixer(norm(x)); x += channel(norm(x))."""
 
     def __init__(self, model: config.Model, kind: str, *, rngs: nnx.Rngs):
-        mixer, channel = kinds.split(kind)
+        self.kind, channel = kinds.split(kind)
         self.mixer_norm = RMSNorm(model.width, model.norm_epsilon)
-        self.mixer = kinds.MIXERS[mixer](model, rngs=rngs)
+        self.mixer = kinds.MIXERS[self.kind].make(model, rngs)
         self.channel_norm = RMSNorm(model.width, model.norm_epsilon)
         self.channel = kinds.CHANNELS[channel](model, rngs=rngs)
 
-    def __call__(self, x: Array, context: ctx.Context, layer: Array, mode: Mode, side: Side) -> tuple[Array, Outcome]:
+    def __call__(
+        self, x: Array, context: ctx.Context, layer: Array, mode: Mode, side: Side, cache: attention.Cache
+    ) -> tuple[Array, Outcome, attention.Cache]:
         with jax.named_scope("mixer"):
-            x = x + self.mixer(self.mixer_norm(x), context)
+            y, cache = self.mixer(self.mixer_norm(x), context.views[self.kind], cache)
+            x = x + y
         with jax.named_scope("channel"):
             y, outcome = self.channel(self.channel_norm(x), context, layer, mode, side)
-        return x + y, outcome
+        return x + y, outcome, cache
 
 
 class Block(nnx.Module):
@@ -63,6 +76,7 @@ class Decoder(nnx.Module):
         self.blocks = jax.lax.map(lambda key: Block(model, rngs=nnx.Rngs(key)), keys)
         self.final_norm = RMSNorm(d, model.norm_epsilon)
         self.unembedding = init.normal(rngs, (d, v), ("storage", None), fan_in=d)
+        self.first = nnx.List([Layer(model, kind, rngs=rngs) for kind in model.first])
 
     def __call__(
         self, batch: Batch, key: Array, mode: Mode, routing: Routing, step: Array, recorded: Recordings | None = None
@@ -72,62 +86,81 @@ class Decoder(nnx.Module):
         `routing` is the state of every kind of channel, `recorded` routing to play back, both stacked alike; `step` the
         updates made.
         """
+        where = ctx.of_rows(batch)
+        context = ctx.Context(self._views(where, None), ctx.tokens_of(batch, where), key, step)
+        hidden, outcomes, _ = self._layers(batch, context, mode, routing, recorded, no_cache(self.model))
+        return hidden, outcomes
+
+    def decode(
+        self, batch: Batch, key: Array, mode: Mode, routing: Routing, step: Array, cache: Cache
+    ) -> tuple[Float[Array, "B T D"], dict[str, Outcome], Cache]:
+        """The same of tokens that follow those of the cache, and the cache with them; `filled` counts the valid ones, which come first
+        in each row. Positions may not lie over several devices."""
+        size = jax.tree.leaves(cache.first + [jax.tree.map(lambda x: x[0], cache.blocks)])[0].shape[1]
+        where = ctx.of_cache(batch, cache.filled, size)
+        context = ctx.Context(self._views(where, cache.filled), ctx.tokens_of(batch, where), key, step)
+        hidden, outcomes, cache = self._layers(batch, context, mode, routing, None, cache)
+        return hidden, outcomes, cache._replace(filled=cache.filled + jnp.sum(batch.valid, axis=1, dtype=jnp.int32))
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """fp32."""
+        weight = sharding.gather(self.unembedding, hidden.dtype)
+        where = sharding.spec("batch", "position", None)
+        return jnp.einsum("btd,dv->btv", hidden, weight, preferred_element_type=jnp.float32, out_sharding=where)
+
+    def _views(self, where: ctx.Where, filled: Array | None) -> dict[str, ctx.View]:
+        return {name: kinds.MIXERS[name].view(self.model, where, filled) for name in kinds.mixers(self.model)}
+
+    def _layers(
+        self,
+        batch: Batch,
+        context: ctx.Context,
+        mode: Mode,
+        routing: Routing,
+        recorded: Recordings | None,
+        cache: Cache,
+    ) -> tuple[Float[Array, "B T D"], dict[str, Outcome], Cache]:
         model = self.model
-        dtype = jnp.dtype(model.compute_dtype)
-        table = sharding.gather(self.embedding, dtype)
+        table = sharding.gather(self.embedding, jnp.dtype(model.compute_dtype))
         x = table.at[batch.tokens].get(out_sharding=sharding.spec("batch", "position", None))
-        context = ctx.Context(
-            ctx.attention_mask(batch.segments),
-            *rotary_angles(batch.tokens.shape[1], model.head_dim, model.rope_theta),
-            ctx.tokens_of(batch),
-            key,
-            step,
+        states, plays = depth.parted(model, routing, {}), depth.parted(model, recorded)
+        sides_first, sides = (
+            [Side(*pair) for pair in zip(s, p, strict=True)] for s, p in zip(states, plays, strict=True)
         )
 
-        channels = kinds.channels(model)
-        sides = [
-            Side(*pair) for pair in zip(of_layers(channels, routing, {}), of_layers(channels, recorded), strict=True)
-        ]
-
-        def body(x: Array, scanned: tuple[Block, Array, list[Side]]) -> tuple[Array, list[Outcome]]:
-            block, first, sides = scanned
-            outcomes = []
-            for i, (layer, side) in enumerate(zip(block.layers, sides, strict=True)):
-                x, outcome = layer(x, context, first + i, mode, side)
+        def body(x: Array, scanned: tuple) -> tuple[Array, tuple[list[Outcome], list[attention.Cache]]]:
+            layers, number, sides, caches = scanned
+            outcomes, kept = [], []
+            for i, parts in enumerate(zip(layers, sides, caches, strict=True)):
+                layer, side, own = parts
+                x, outcome, own = layer(x, context, number + i, mode, side, own)
                 outcomes.append(outcome)
-            return x, outcomes
+                kept.append(own)
+            return x, (outcomes, kept)
 
-        depth = len(model.pattern) * jnp.arange(model.repeats, dtype=jnp.int32)
-        scanned = (self.blocks, depth, sides)
-        x, outcomes = jax.lax.scan(remat.wrap(body, model.remat), x, scanned, unroll=model.unroll)
-        return self.final_norm(x), by_kind(channels, outcomes)
-
-
-def by_kind(channels: list[str], outcomes: list[Outcome]) -> dict[str, Outcome]:
-    """Per layer of the pattern [repeats, ...] -> per kind of channel [layers, ...], in order of depth."""
-    found: dict[str, list[Outcome]] = {}
-    for channel, outcome in zip(channels, outcomes, strict=True):
-        if outcome:
-            found.setdefault(channel, []).append(outcome)
-    return {kind: jax.tree.map(_interleave, *parts) for kind, parts in found.items()}
+        body = remat.wrap(body, model.remat)
+        x, (of_first, kept_first) = body(x, (list(self.first), jnp.int32(0), sides_first, cache.first))
+        numbers = len(model.first) + len(model.pattern) * jnp.arange(model.repeats, dtype=jnp.int32)
+        scanned = (list(self.blocks.layers), numbers, sides, cache.blocks)
+        x, (outcomes, kept) = jax.lax.scan(body, x, scanned, unroll=model.unroll)
+        found = depth.joined(model, of_first, outcomes)
+        return self.final_norm(x), found, Cache(kept_first, kept, cache.filled)
 
 
-def of_layers(channels: list[str], stacked: dict[str, Any] | None, missing: Any = None) -> list[Any]:
-    """The inverse of `by_kind`: per kind [layers, ...] -> per layer of the pattern [repeats, ...]."""
-    places = {kind: [i for i, c in enumerate(channels) if c == kind] for kind in channels}
-
-    def one(i: int, kind: str) -> Any:
-        if not stacked or kind not in stacked:
-            return missing
-        of_kind = places[kind]
-        return jax.tree.map(lambda x: x.reshape(-1, len(of_kind), *x.shape[1:])[:, of_kind.index(i)], stacked[kind])
-
-    return [one(i, kind) for i, kind in enumerate(channels)]
+def no_cache(model: config.Model) -> Cache:
+    """Of whole rows."""
+    return Cache([{} for _ in model.first], [{} for _ in model.pattern], jnp.zeros((), jnp.int32))
 
 
-def _interleave(*parts: Array) -> Array:
-    stacked = jnp.stack(parts, axis=1)
-    return stacked.reshape(-1, *stacked.shape[2:])
+def empty_cache(model: config.Model, rows: int, size: int) -> Cache:
+    """Room for `size` positions of `rows` rows, in the compute type."""
+
+    def of(kind: str) -> attention.Cache:
+        return kinds.MIXERS[kinds.split(kind)[0]].cache(model, rows, size, jnp.dtype(model.compute_dtype))
+
+    blocks = [jax.tree.map(lambda x: jnp.stack([x] * model.repeats), of(kind)) for kind in model.pattern]
+    filled = jax.reshard(jnp.zeros(rows, jnp.int32), sharding.spec("batch"))
+    return Cache([of(kind) for kind in model.first], blocks, filled)
 
 
 def check(model: config.Model) -> None:

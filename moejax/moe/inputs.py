@@ -36,6 +36,8 @@ class Tokens(NamedTuple):
     row_ids: Int[Array, " B"]
     ids: Int[Array, "B T"]
     """Vocabulary ids, for routers that hash them."""
+    positions: Int[Array, "B T"] | None = None
+    """Positions in the row; None counts from 0."""
 
 
 class Moment(NamedTuple):
@@ -72,14 +74,17 @@ def of_rows(
     if mode.training and moe.jitter > 0:
         seen = routers.jittered(x, pieces.own(draw("jitter", positions, x.shape[2]), cut), moe.jitter)
     logits = {
-        name: assignment.group(pieces.whole(routers.logits(seen, weight), cut), moe) for name, weight in heads.items()
+        name: assignment.group(pieces.whole(routers.logits(seen, weight, heads.get(f"{name}_bias")), cut), moe)
+        for name, weight in heads.items()
+        if weight.ndim == 2
     }
     drawn, hidden = None, None
     if kind.noise(moe) and (mode.training or kind.always_random):
         drawn = draw("router", positions, kind.noise(moe))
     if mode.training and moe.router_dropout > 0:
         hidden = draw("dropout", positions, columns(moe)) < moe.router_dropout
-    where = jnp.broadcast_to(jnp.arange(positions, dtype=jnp.int32)[None], tokens.ids.shape)
+    counted = jnp.broadcast_to(jnp.arange(positions, dtype=jnp.int32)[None], tokens.ids.shape)
+    where = counted if tokens.positions is None else tokens.positions
     valid = assignment.group(tokens.valid, moe)
     nothing = jnp.zeros_like(valid, shape=(*valid.shape, columns(moe)), dtype=jnp.float32)
     return Inputs(

@@ -17,6 +17,7 @@ from moejax.moe import (
     assignment,
     balancers,
     experts,
+    gating,
     inputs,
     pieces,
     places,
@@ -81,6 +82,7 @@ def check(moe: config.MoE, context: int) -> None:
     assignment.check(moe, context)
     places.check(moe)
     transport.check(moe, routers.ROUTERS[moe.router])
+    gating.check(moe, routers.ROUTERS[moe.router])
     balancers.check(moe)
     specialise.check(moe, routers.ROUTERS[moe.router])
     pick(moe.kernel, platform="any")  # named, because asking for it would start the devices
@@ -110,7 +112,7 @@ def sparse_layer(
         in_specs=(
             vectors,
             vectors,
-            Tokens(rows, rows, groups, rows),
+            Tokens(rows, rows, groups, rows, rows),
             Parameters(whole, weights, whole),
             whole,
             whole,
@@ -163,14 +165,15 @@ def _on_shard(
     mine = pieces.of_assignment(placed, cut, moe, kind.token_choice)
     carried = collectives.vary(x if z is None else z, sharding.axes(layout.hidden))
     with jax.named_scope("dispatch"):
-        physical = widths.physical(mine, plan)
+        given, weighed = gating.scaled(assignment.group(carried, moe), mine, moe)
+        physical = widths.physical(weighed, plan)
         route = carrier.route(physical, plan)
-        rows = carrier.dispatch(route, assignment.group(carried, moe))
+        rows = carrier.dispatch(route, given)
     with jax.named_scope("experts"):
         own = experts.local(parameters.experts, carried.dtype, layout, cut.axes)
         rows = carrier.experts(route, rows, own, moe.kernel, experts.activation_of(moe))
     with jax.named_scope("combine"):
-        y = assignment.ungroup(carrier.combine(route, rows).astype(x.dtype), moe, x.shape[1])
+        y = assignment.ungroup(gating.summed(carrier.combine(route, rows), moe).astype(x.dtype), moe, x.shape[1])
     sums |= carrier.sums(route)
     if plan.shards > 1 and kind.token_choice and isinstance(mine, Assignment):
         sums |= visits.sums(physical, plan)
@@ -206,7 +209,7 @@ def _plan(moe: config.MoE, kind: Router, layout: Layout, cut: Pieces, size: int,
         experts=moe.num_experts,
         capacity=moe.soft_slots if kind.soft else slots,
         shards=collectives.devices(sharding.axes(layout.expert)),
-        tokens=size // cut.number if apart else size,
+        tokens=(size // cut.number if apart else size) * gating.choices(moe),
         axis=sharding.axes(layout.expert),
         cut=cut.axes if apart else (),
         buffer=moe.receive_buffer,

@@ -23,7 +23,7 @@ def check(cfg: config.Config) -> None:
     guard.check(cfg.train)
     faults.check(cfg.faults)
     require_windows(cfg.data.skip)
-    if "sparse" in kinds.channels(cfg.model):
+    if kinds.number(cfg.model, "sparse"):
         layer.check(cfg.model.moe, cfg.data.context)
         _check_experts(cfg)
     _check_storage(cfg)
@@ -69,9 +69,9 @@ def _check_tensor(cfg: config.Config) -> None:
     """What `tensor` cuts outside experts."""
     model, tensor = cfg.model, cfg.mesh.tensor
     cut = {"model.kv_heads": model.kv_heads, "model.loss_chunk": model.loss_chunk}
-    if "dense" in kinds.channels(model):
+    if kinds.number(model, "dense"):
         cut["model.hidden"] = model.hidden
-    if "sparse" in kinds.channels(model):
+    if kinds.number(model, "sparse"):
         cut["model.moe.shared_hidden"] = model.moe.shared_hidden
     for name, size in cut.items():
         if size % tensor:
@@ -82,7 +82,7 @@ def _check_tensor(cfg: config.Config) -> None:
 
 def _check_positions(cfg: config.Config) -> None:
     """Rows are cut into equal pieces of positions, windows are not cut."""
-    name = sharding.LAYOUTS[cfg.model.moe.tensor].position if "sparse" in kinds.channels(cfg.model) else "position"
+    name = sharding.LAYOUTS[cfg.model.moe.tensor].position if kinds.number(cfg.model, "sparse") else "position"
     axes, context, window = sharding.axes(name), cfg.data.context, cfg.model.moe.group_window
     pieces = _devices(cfg, axes)
     if context % pieces:
@@ -136,7 +136,7 @@ def _check_loop(cfg: config.Config) -> None:
             f"train.record_every={train.record_every}, train.replay_limit={train.replay_limit}: a number of steps (0 for none) and a "
             f"share in [0, 1]"
         )
-    if (train.record_every or train.replay) and "sparse" not in kinds.channels(cfg.model):
+    if (train.record_every or train.replay) and not kinds.number(cfg.model, "sparse"):
         raise ConfigError(
             f"train.record_every={train.record_every}, train.replay={train.replay!r} without a sparse layer: there is no routing; "
             f"leave both at their defaults"

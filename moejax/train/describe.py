@@ -29,7 +29,7 @@ def line(cfg: config.Config, mesh: jax.sharding.Mesh) -> str:
     """The resolved plan, as in `capacity 1.25 · scatter transport over expert=4 · grouped_matmul=blocked · …`."""
     parts = [meshes.describe(mesh)]
     moe = cfg.model.moe
-    if "sparse" in kinds.channels(cfg.model):
+    if kinds.number(cfg.model, "sparse"):
         capacity = "dropless" if moe.capacity_factor is None else f"capacity {moe.capacity_factor:g}"
         parts += [
             f"{moe.router} {moe.top_k} of {moe.num_experts}",

@@ -23,7 +23,7 @@ from moejax.moe.routers import ROUTERS
 
 def init(model: config.Model) -> Routing:
     """Before the first step: {"sparse": {name: [layers, ...]}}, empty without sparse layers."""
-    layers = kinds.channels(model).count("sparse") * model.repeats
+    layers = kinds.number(model, "sparse")
     if not layers:
         return {}
     keeper = ROUTERS[model.moe.router].keeper

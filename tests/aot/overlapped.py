@@ -41,7 +41,7 @@ def spans(case):
         tokens = inputs.Tokens(flags, ids, of((rows,), jnp.int32, "batch"), ids)
 
         def loss(parameters, x, tokens, step):
-            context = Context(None, None, None, tokens, noise.step_key(0, step), step)
+            context = Context({}, tokens, noise.step_key(0, step), step)
             mode = inputs.Mode(True, moe.capacity_factor)
             y, _ = nnx.merge(graph, parameters)(x, context, jnp.int32(0), mode, Side({}, None))
             return jnp.sum(jnp.square(y.astype(jnp.float32)))

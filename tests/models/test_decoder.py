@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from train import small
 
-from moejax.models.decoder import by_kind, of_layers
+from moejax.models.depth import by_kind, of_layers
 from moejax.moe import noise
 from moejax.moe.inputs import Mode
 from moejax.train import state

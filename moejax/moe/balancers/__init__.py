@@ -16,7 +16,7 @@ from moejax import config
 from moejax.arrays import Stats
 from moejax.errors import ConfigError
 from moejax.moe.balancers.api import Balancer, Seen, share, targets
-from moejax.moe.balancers.bias import QUANTILE_BIAS, SIGN_BIAS, SINKHORN
+from moejax.moe.balancers.bias import QUANTILE_BIAS, SELECTION_BIAS, SIGN_BIAS, SINKHORN
 from moejax.moe.balancers.load_balance import IMPORTANCE, LOAD_BALANCE, SMOOTH_LOAD, over_microbatch
 from moejax.moe.balancers.regular import ORTHOGONALITY, ROUTER_Z, SCORE_VARIANCE, SPARSITY, cosine_sums
 from moejax.moe.records import State
@@ -31,6 +31,7 @@ BALANCERS: dict[str, Balancer] = {
     "score_variance": SCORE_VARIANCE,
     "orthogonality": ORTHOGONALITY,
     "sparsity": SPARSITY,
+    "selection_bias": SELECTION_BIAS,
     "sign_bias": SIGN_BIAS,
     "quantile_bias": QUANTILE_BIAS,
     "sinkhorn": SINKHORN,

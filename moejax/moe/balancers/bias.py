@@ -91,13 +91,14 @@ def _check_sinkhorn(moe: config.MoE) -> None:
             f"model.moe.sinkhorn={moe.sinkhorn} scales a token's scores by those of later tokens, which an autoregressive model "
             f"must not; set model.moe.sinkhorn=0 or model.moe.allow_noncausal=True"
         )
-    if moe.sinkhorn and (moe.sign_bias or moe.quantile_bias):
+    if moe.sinkhorn and (moe.selection_bias or moe.sign_bias or moe.quantile_bias):
         raise ConfigError(
-            f"model.moe.sinkhorn={moe.sinkhorn} with sign_bias={moe.sign_bias}, quantile_bias={moe.quantile_bias}: the scaling takes "
-            f"every bias out again; set sinkhorn=0 or both biases to 0"
+            f"model.moe.sinkhorn={moe.sinkhorn} with selection_bias={moe.selection_bias}, sign_bias={moe.sign_bias}, quantile_bias="
+            f"{moe.quantile_bias}: the scaling takes every bias out again; set sinkhorn=0, or all biases to 0"
         )
 
 
+SELECTION_BIAS = Balancer(init=_zeros("selection_bias"), bias="selection_bias")
 SIGN_BIAS = Balancer(init=_zeros("sign_bias"), update=_by_sign, bias="sign_bias")
 QUANTILE_BIAS = Balancer(
     sums=_gap_sums, init=_zeros("quantile_bias"), update=_by_quantile, bias="quantile_bias", check=_check_quantile

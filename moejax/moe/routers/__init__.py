@@ -39,16 +39,19 @@ ROUTERS: dict[str, Router] = {
 }
 
 ROUTER_OPTIONS = (
-    "score", "renormalize", "router_dropout", "router_groups", "router_groups_kept", "top_k_start", "top_k_steps", "top_p", "mean_k",
-    "hash_by", "soft_slots", "order", "reroute", "zero_experts", "zero_share", "sign_bias", "quantile_bias", "sinkhorn", "smooth_load",
-    "sparsity",
+    "score", "renormalize", "router_dropout", "router_groups", "router_groups_kept", "router_groups_best", "top_k_start",
+    "top_k_steps", "top_p", "mean_k", "hash_by", "soft_slots", "order", "reroute", "zero_experts", "zero_share", "selection_bias",
+    "sign_bias", "quantile_bias", "sinkhorn", "smooth_load", "sparsity",
 )  # fmt: skip
 """Options that only some routers read."""
 
 
-def logits(x: Float[Array, "*N D"], weight: Float[Array, "D X"]) -> Float[Array, "*N X"]:
-    """x @ weight in fp32 at the highest precision, whatever the compute type."""
-    return jnp.einsum("...d,de->...e", x.astype(jnp.float32), weight, precision=jax.lax.Precision.HIGHEST)
+def logits(
+    x: Float[Array, "*N D"], weight: Float[Array, "D X"], bias: Float[Array, " X"] | None = None
+) -> Float[Array, "*N X"]:
+    """x @ weight + bias in fp32 at the highest precision, whatever the compute type."""
+    found = jnp.einsum("...d,de->...e", x.astype(jnp.float32), weight, precision=jax.lax.Precision.HIGHEST)
+    return found if bias is None else found + jnp.broadcast_to(bias, found.shape)
 
 
 def jittered(x: Float[Array, "B T D"], uniform: Float[Array, "B T D"], width: float) -> Float[Array, "B T D"]:
@@ -76,6 +79,10 @@ def check(moe: config.MoE) -> None:
         raise ConfigError(f"model.moe.jitter={moe.jitter}: a half width in [0, 1); Switch uses 0.01")
     kind = ROUTERS[moe.router]
     _check_read(moe, kind)
+    if moe.router_bias and "logits" not in kind.heads(moe):
+        raise ConfigError(
+            f"model.moe.router_bias=True with model.moe.router={moe.router}, which has no logits; set it to False"
+        )
     if not (kind.causal or moe.allow_noncausal):
         raise ConfigError(
             f"model.moe.router={moe.router} lets future tokens change past ones, which an autoregressive model must "

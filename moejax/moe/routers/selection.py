@@ -14,8 +14,8 @@ from moejax.moe.records import Inputs, columns
 
 READS = frozenset(
     {
-        "zero_experts", "zero_share", "router_dropout", "router_groups", "router_groups_kept", "sign_bias", "quantile_bias",
-        "sinkhorn", "order", "reroute",
+        "zero_experts", "zero_share", "router_dropout", "router_groups", "router_groups_kept", "router_groups_best",
+        "selection_bias", "sign_bias", "quantile_bias", "sinkhorn", "order", "reroute",
     }
 )  # fmt: skip
 """Options that a router heeds by selecting through `selection`."""
@@ -26,17 +26,18 @@ def selection(scores: Float[Array, "G S X"], inputs: Inputs, moe: config.MoE) ->
     scores = balancers.select(jax.lax.stop_gradient(scores), inputs.valid, inputs.state, moe)
     if inputs.hidden is not None:
         scores = jnp.where(inputs.hidden, -jnp.inf, scores)
-    return limited(scores, moe.router_groups, moe.router_groups_kept)
+    return limited(scores, moe.router_groups, moe.router_groups_kept, moe.router_groups_best)
 
 
-def limited(scores: Float[Array, "G S X"], groups: int, kept: int) -> Float[Array, "G S X"]:
-    """Only the experts of the `kept` groups with the largest sum of their two best scores (DeepSeek-V3, section 2.1.2)."""
+def limited(scores: Float[Array, "G S X"], groups: int, kept: int, best: int = 2) -> Float[Array, "G S X"]:
+    """Only the experts of the `kept` groups with the largest sum of their `best` scores: two (DeepSeek-V3 2024, section 2.1.2), or
+    one (DeepSeek-V2 2024, section 2.2.2)."""
     if groups == kept:
         return scores
     *lead, width = scores.shape
     parts = scores.reshape(*lead, groups, width // groups)
-    best = jnp.sum(jax.lax.top_k(parts, min(2, width // groups))[0], axis=-1)
-    chosen = jax.lax.top_k(best, kept)[1]
+    rank = jnp.sum(jax.lax.top_k(parts, min(best, width // groups))[0], axis=-1)
+    chosen = jax.lax.top_k(rank, kept)[1]
     keeps = jnp.any(jax.nn.one_hot(chosen, groups, dtype=bool), axis=-2)
     return jnp.where(keeps[..., None], parts, -jnp.inf).reshape(scores.shape)
 
@@ -60,6 +61,11 @@ def check(moe: config.MoE) -> None:
         raise ConfigError(
             f"model.moe.router_groups={groups}, router_groups_kept={kept}: groups divide num_experts={moe.num_experts}, and "
             f"between 1 and all of them are kept; set both to 1 for no limit"
+        )
+    if moe.router_groups_best < 1 or (groups == 1 and moe.router_groups_best != 2):
+        raise ConfigError(
+            f"model.moe.router_groups_best={moe.router_groups_best} with router_groups={groups}: at least 1, and 2 where there are no "
+            f"groups to rank"
         )
     if moe.top_k > kept * (moe.num_experts // groups):
         raise ConfigError(
