@@ -10,7 +10,7 @@ version = re.search(r'__version__ = "(.*)"', (here / "moejax" / "__init__.py").r
 
 plot = ["matplotlib"]
 quant = ["qwix"]
-tests = ["pytest", "pytest-xdist", "jaxtyping", "beartype"]
+tests = ["pytest", "pytest-xdist", "jaxtyping", "beartype", "safetensors"]
 
 setup(
     name="moejax",
@@ -31,6 +31,7 @@ setup(
         "ml-collections",
         "grain",
         "array-record",
+        "ml-dtypes",
         "absl-py",
         "etils[epath]",
         "jaxtyping",

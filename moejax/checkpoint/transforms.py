@@ -44,6 +44,11 @@ class Transform:
         """The transform that undoes this one; None where there is none."""
         return None
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether entry i of dimension 0 of the result is made of entry i of the array's alone."""
+        return False
+
 
 @dataclasses.dataclass(frozen=True)
 class Stack(Transform):
@@ -88,6 +93,11 @@ class Unstack(Transform):
         """The way back to one array."""
         return Stack(self.field, self.axis)
 
+    @property
+    def by_rows(self) -> bool:
+        """The axis taken is another one."""
+        return self.axis > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Split(Transform):
@@ -109,6 +119,11 @@ class Split(Transform):
     def inverse(self) -> Transform:
         """The parts joined."""
         return Join(self.axis, self.number, self.to)
+
+    @property
+    def by_rows(self) -> bool:
+        """Another axis is cut, and its parts go elsewhere."""
+        return self.axis > 0 and self.to > 0
 
 
 @dataclasses.dataclass(frozen=True)
