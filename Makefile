@@ -9,10 +9,11 @@ LOCK := requirements/$(LANE).lock
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TPU := $(VENV)/.tpu
+PARITY := .venv-parity
 RUNS ?= runs/tiny
 OPTIONS ?=
 
-.PHONY: venv tpu run test test-fast test-second soak lint
+.PHONY: venv tpu run test test-fast test-second parity soak lint
 
 venv: $(STAMP)
 
@@ -48,6 +49,17 @@ test-second: test-fast
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not soak" --durations 10 \
 	  tests/report tests/hosts tests/checkpoint tests/mesh tests/data tests/test_cli.py tests/train/test_loop.py tests/train/test_planted.py \
 	  tests/train/test_replay.py
+
+# Published families against the implementation they are published with, in an environment that has it: PYTHON must be 3.11.
+parity: $(PARITY)/.installed
+	$(PARITY)/bin/python -m pytest --durations 10 tests/parity
+
+$(PARITY)/.installed: requirements/parity.lock requirements/py311.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "requirements/parity.lock is for Python 3.11; this is " + sys.version.split()[0] + "; choose one with PYTHON=…")'
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/parity.lock
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 # The full product of routers, orders, transports and meshes: before a release, or after a change to any of them.
 soak: $(STAMP)
