@@ -81,7 +81,7 @@ def sparse(model):
         "experts/0/down": (e, f, d),
     }
     if moe.router_bias:
-        found["router/bias"] = (e,)
+        found["router/logits_bias"] = (e,)
     if moe.expert_bias:
         found |= {"experts/0/gate_bias": (e, f), "experts/0/up_bias": (e, f), "experts/0/down_bias": (e, d)}
     if s:

@@ -124,7 +124,7 @@ def dense(source: str, target: str = "channel/mlp") -> list[Line]:
 def router(source: str, *, bias: bool = False) -> list[Line]:
     """The matrix that scores experts, and its own bias."""
     found = [Line(f"{source}.weight", "channel/router/logits", (TURN,))]
-    return [*found, Line(f"{source}.bias", "channel/router/bias")] if bias else found
+    return [*found, Line(f"{source}.bias", "channel/router/logits_bias")] if bias else found
 
 
 def shared(model: config.Model, source: str) -> list[Line]:
