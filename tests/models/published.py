@@ -12,7 +12,7 @@ from moejax import mesh as meshes
 from moejax.arrays import Batch
 from moejax.checkpoint.hugging_face.published import load
 from moejax.checkpoint.manager import flatten, unflatten
-from moejax.models.decoder import Decoder
+from moejax.models.decoder import Decoder, empty_cache
 from moejax.moe.inputs import Mode
 from moejax.train import losses, routing, state
 
@@ -80,6 +80,25 @@ class Loaded:
         k = self.model.moe.top_k
         expert = np.asarray(recorded.expert).reshape(-1, *tokens.shape, k)
         return np.asarray(logits)[mask], expert[:, mask]
+
+    def decode(self, tokens, pieces):
+        """Logits of whole rows, from pieces of these sizes one after another."""
+        mode = Mode(training=False, capacity_factor=None)
+
+        def forward(parameters, batch, cache):
+            model = self.built.model(parameters)
+            hidden, _, cache = model.decode(batch, jax.random.key(0), mode, self.routing, jnp.int32(0), cache)
+            return model.logits(hidden), cache
+
+        step, found, done = jax.jit(forward, donate_argnums=2), [], 0
+        with jax.set_mesh(self.mesh):
+            cache = empty_cache(self.model, *tokens.shape)
+            for size in pieces:
+                part = tokens[:, done : done + size]
+                logits, cache = step(self.parameters, self.batch(part, np.ones(part.shape, bool)), cache)
+                found.append(np.asarray(logits))
+                done += size
+        return np.concatenate(found, axis=1)
 
     def gradients(self, tokens, mask):
         """Of the mean next-token cross-entropy, with the loss, by path."""

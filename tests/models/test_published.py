@@ -49,6 +49,16 @@ def test_b33_logits_and_routing(loaded, name):
     assert wanted["logits"].std() > 0.1 and wanted["logits_noise"] < 1e-5
 
 
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name not in EXPECTED])
+def test_b36_decoding(loaded, name):
+    """Token by token after a first piece, over the edges of windows and chunks: the reference's logits of whole rows, to 1e-5."""
+    wanted, model = expected(name), loaded(name)
+    tokens, full = wanted["tokens"], int(np.flatnonzero(wanted["mask"].all(axis=1))[0])
+    logits = model.decode(tokens, (3, *[1] * (tokens.shape[1] - 3)))
+    reference = wanted["logits"][np.nonzero(wanted["mask"])[0] == full]
+    np.testing.assert_allclose(logits[full], reference, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_gradients(loaded, name):
     """Of the mean cross-entropy: 1e-4 of the largest entry, turned into the published layout by the rules of the way back."""
