@@ -27,6 +27,7 @@ MODEL_FREE = ("first", "pattern", "repeats", "unroll", "compute_dtype", "remat",
 BIASES = ("sign_bias", "quantile_bias")
 """Options that keep a bias on selection, which is published as one."""
 MOE_FREE = (*gates.NEUTRAL, *gates.OF_GROUPS, *BIASES, "top_k_start", "top_k_steps")
+"""Options of the sparse layer that whoever trains on chooses."""
 LEAVES = 2
 """Of ours that are held at a time: a published tensor is made of two at most."""
 
