@@ -72,7 +72,7 @@ def fitting(model: config.Model) -> list[str]:
     for name, family in FAMILIES.items():
         try:
             describe(model, name)
-        except (ConfigError, KeyError, ZeroDivisionError):
+        except ConfigError:
             continue
         if not family.written_as:
             found.append(name)
