@@ -198,15 +198,16 @@ class Config:
 
 def default() -> ml_collections.ConfigDict:
     """Every option at its default, for an experiment file to change."""
-    return _to_config_dict(Config())
+    return to_tree(Config())
 
 
-def _to_config_dict(part: Any) -> ml_collections.ConfigDict:
+def to_tree(part: Any) -> ml_collections.ConfigDict:
+    """A config, or a section of one, for an experiment file to change. `resolve` is the inverse."""
     tree = ml_collections.ConfigDict()
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if dataclasses.is_dataclass(value):
-            tree[field.name] = _to_config_dict(value)
+            tree[field.name] = to_tree(value)
         elif types.NoneType in typing.get_args(_hints(type(part))[field.name]):
             kind = next(a for a in typing.get_args(_hints(type(part))[field.name]) if a is not types.NoneType)
             tree[field.name] = config_dict.placeholder(kind)

@@ -27,12 +27,11 @@ from absl import flags
 
 from moejax import cli, config, mesh
 from moejax.checkpoint import regroup, surgery, upcycle
-from moejax.checkpoint.manager import Checkpoints, flatten, unflatten
+from moejax.checkpoint.manager import flatten, unflatten
 from moejax.checkpoint.surgery import Surgery
-from moejax.errors import DamagedError, UserError
+from moejax.errors import UserError
 from moejax.report import runs
-from moejax.train import check, state
-from moejax.train.workdir import Workdir
+from moejax.train import check, starts, state
 
 CONFIG = cli.config_flag()
 OPERATION = flags.DEFINE_string("operation", None, "upcycle, grow, prune, merge, permute or restart")
@@ -45,44 +44,6 @@ NOISE = flags.DEFINE_float(
 SEED = flags.DEFINE_integer("seed", 0, "of the noise", 0)
 MOMENTS = flags.DEFINE_bool("moments", True, "take the optimiser's moments along")
 JSON = flags.DEFINE_bool("json", False, "print what was done as JSON")
-
-
-def read_state(workdir: Path) -> tuple[config.Config, int, dict[str, np.ndarray]]:
-    """The config of a run, the step of its last checkpoint, and that state on the host."""
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"--from={workdir} is no run: it has no config.json; give the --workdir of scripts/train.py")
-    try:
-        cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
-    except json.JSONDecodeError as error:
-        raise DamagedError(
-            f"{workdir / 'config.json'} is not JSON ({error}); restore it from the run's command"
-        ) from error
-    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    try:
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f"--from={workdir} holds no checkpoint yet; wait for one, or lower its checkpoint.every")
-        return cfg, step, checkpoints.load_arrays(step)
-    finally:
-        checkpoints.close()
-
-
-def write_start(
-    workdir: Path, cfg: config.Config, flat: Mapping[str, Any], own: state.TrainState, **event: Any
-) -> None:
-    """A workdir whose run begins with this state at step 0; `own` has its structure. The checkpoint comes first: a workdir without it
-    would train from nothing."""
-    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), unflatten(dict(flat), own), own)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; choose another") from error
-    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    checkpoints.save(0, placed)
-    checkpoints.close()
-    files = Workdir(str(workdir), cfg, primary=True)
-    files.event("surgery", **event)
-    files.close()
 
 
 def begun(cfg: config.Config) -> state.TrainState:
@@ -167,9 +128,8 @@ def main() -> None:
             )
     check.check(cfg)
     source, workdir = Path(FROM.value).expanduser(), Path(WORKDIR.value).expanduser()
-    if (workdir / "config.json").exists() or any((workdir / "checkpoints").glob("*")):
-        raise UserError(f"--workdir={workdir} already holds a run; choose another --workdir, or delete it")
-    before, step, old = read_state(source)
+    starts.require_new(workdir)
+    before, step, old = starts.read_last(source, "from")
     made = OPERATIONS[OPERATION.value](before.model, cfg.model)
     own = begun(cfg)
     new = made(old, _on_host(own))
@@ -177,7 +137,8 @@ def main() -> None:
         "operation": made.name, "from": str(source), "from_step": step, "preserves": made.preserves, "why": made.why,
         "parameters": {"before": _parameters(old), "after": _parameters(new)},
     }  # fmt: skip
-    write_start(workdir, cfg, new, own, **facts)
+    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), unflatten(new, own), own)
+    starts.write(workdir, cfg, placed, "surgery", **facts)
     print(json.dumps(facts, indent=1) if JSON.value else _said(facts, workdir))
 
 

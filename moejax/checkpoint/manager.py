@@ -194,6 +194,14 @@ class Checkpoints:
         for later in [s for s in self.steps() if s > step]:
             self._keeper.delete(later)
 
+    def shapes(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and type of every array of a checkpoint; nothing is read. Raises DamagedError."""
+        try:
+            leaves = _leaves(self._keeper.metadata(step))
+        except Exception as error:  # what damage surfaces as depends on the file
+            raise DamagedError(f"checkpoint {step} in {self._folder} cannot be read: {_line(error)}") from error
+        return {name: jax.ShapeDtypeStruct(tuple(a.shape), np.dtype(a.dtype)) for name, a in leaves.items()}
+
     def load_arrays(self, step: int, names: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
         """Arrays of a checkpoint as saved, whole on this host, those whose path is asked for; held to their digests."""
         try:

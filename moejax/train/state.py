@@ -61,6 +61,13 @@ def build(cfg: config.Config, mesh: jax.sharding.Mesh) -> Built:
     return Built(graph, nnx.to_pure_dict(shardings), nnx.to_pure_dict(routed), transform, cfg, mesh)
 
 
+def abstract(built: Built) -> Any:
+    """Shape, type and sharding of every parameter; no array is made."""
+    with jax.set_mesh(built.mesh):
+        shapes = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(Decoder(built.config.model, rngs=nnx.Rngs(0)))))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, built.shardings)
+
+
 def create(built: Built) -> TrainState:
     """Step 0. The same numbers on every mesh."""
 
@@ -71,6 +78,12 @@ def create(built: Built) -> TrainState:
     with jax.set_mesh(built.mesh):
         draw = jax.jit(parameters, out_shardings=built.shardings, compiler_options=compat.quick_compile())
         values = draw(jax.random.key(built.config.train.seed))
+    return begin(built, values)
+
+
+def begin(built: Built, values: Any) -> TrainState:
+    """Step 0 with these parameters, which lie as `built` says."""
+    with jax.set_mesh(built.mesh):
         moments = jax.jit(built.transform.init)(values)
         whole = sharding.replicated(built.mesh)
         step = jax.device_put(jnp.zeros((), jnp.int32), whole)

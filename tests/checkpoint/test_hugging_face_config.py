@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
-from checkpoint.published_models import CONFIGS, YARN, read
+from checkpoint.published_models import CONFIGS, YARN, expected_shapes, read
 
-from moejax.checkpoint.hugging_face import depth, rotary
+from moejax.checkpoint.hugging_face import depth, outline, rotary
 from moejax.checkpoint.hugging_face.families import FAMILIES
 from moejax.checkpoint.hugging_face.fields import Fields
 from moejax.checkpoint.hugging_face.save import describe, fitting
@@ -152,3 +153,31 @@ def test_a_model_that_a_family_cannot_say(change):
         describe(dataclasses.replace(model, moe=dataclasses.replace(model.moe, **change)), "mixtral")
     trained = dataclasses.replace(model.moe, load_balance=0.01, jitter=0.1, transport="scatter", capacity_factor=2.0)
     assert describe(dataclasses.replace(model, moe=trained), "mixtral")["num_local_experts"] == 12
+
+
+PUBLISHED_SIZES = {
+    "deepseek_v3": ({
+        "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "intermediate_size": 18432,
+        "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1, "n_group": 8, "topk_group": 4,
+        "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "vocab_size": 129280,
+        "first_k_dense_replace": 3,
+    }, 671_026_404_352 + 58 * 256),
+    "gpt_oss": ({
+        "hidden_size": 2880, "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
+        "vocab_size": 201088, "intermediate_size": 2880, "num_local_experts": 32, "num_experts_per_tok": 4, "experts_per_token": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+    }, 20_914_757_184),
+}  # fmt: skip
+"""Fields of the released models, and the numbers in their files: parameters, and corrections of selection."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED_SIZES)
+def test_released_models_have_as_many_numbers(name):
+    """Said twice: by our leaves, and by the tensors that rules expect to find."""
+    sizes, wanted = PUBLISHED_SIZES[name]
+    model = read(name, CONFIGS[name] | sizes)
+    leaves = expected_shapes(model)
+    tensors = outline.shapes(FAMILIES[name].rules(model), leaves)
+    assert sum(math.prod(leaf.shape) for leaf in leaves.values()) == wanted
+    assert sum(math.prod(shape) for shape in tensors.values()) == wanted

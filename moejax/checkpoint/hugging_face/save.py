@@ -27,6 +27,7 @@ MODEL_FREE = ("first", "pattern", "repeats", "unroll", "compute_dtype", "remat",
 BIASES = ("sign_bias", "quantile_bias")
 """Options that keep a bias on selection, which is published as one."""
 MOE_FREE = (*gates.NEUTRAL, *gates.OF_GROUPS, *BIASES, "top_k_start", "top_k_steps")
+"""Options of the sparse layer that whoever trains on chooses."""
 LEAVES = 2
 """Of ours that are held at a time: a published tensor is made of two at most."""
 
@@ -71,7 +72,7 @@ def fitting(model: config.Model) -> list[str]:
     for name, family in FAMILIES.items():
         try:
             describe(model, name)
-        except (ConfigError, KeyError, ZeroDivisionError):
+        except ConfigError:
             continue
         if not family.written_as:
             found.append(name)

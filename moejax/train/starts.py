@@ -1,0 +1,70 @@
+"""Runs that begin with a state made elsewhere: the last checkpoint of another run, and step 0 of a new workdir."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moejax import config
+from moejax.checkpoint.manager import Checkpoints
+from moejax.errors import DamagedError, UserError
+from moejax.train.state import TrainState
+from moejax.train.workdir import Workdir
+
+
+class Last(NamedTuple):
+    """The last checkpoint of a run. The caller closes `checkpoints`."""
+
+    config: config.Config
+    step: int
+    checkpoints: Checkpoints
+
+
+def open_last(workdir: Path, flag: str) -> Last:
+    """Finds it. `flag` names the option in messages. Raises UserError where there is none."""
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"--{flag}={workdir} is no run: it has no config.json; give the --workdir of scripts/train.py")
+    try:
+        cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
+    except json.JSONDecodeError as error:
+        raise DamagedError(
+            f"{workdir / 'config.json'} is not JSON ({error}); restore it from the run's command"
+        ) from error
+    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
+    step = checkpoints.latest()
+    if step is None:
+        checkpoints.close()
+        raise UserError(f"--{flag}={workdir} holds no checkpoint yet; wait for one, or lower its checkpoint.every")
+    return Last(cfg, step, checkpoints)
+
+
+def read_last(workdir: Path, flag: str) -> tuple[config.Config, int, dict[str, np.ndarray]]:
+    """Config, step and the whole state on the host."""
+    last = open_last(workdir, flag)
+    try:
+        return last.config, last.step, last.checkpoints.load_arrays(last.step)
+    finally:
+        last.checkpoints.close()
+
+
+def require_new(workdir: Path) -> None:
+    """Raises UserError where a run is already there."""
+    if (workdir / "config.json").exists() or any((workdir / "checkpoints").glob("*")):
+        raise UserError(f"--workdir={workdir} already holds a run; choose another --workdir, or delete it")
+
+
+def write(workdir: Path, cfg: config.Config, state: TrainState, event: str, **facts: Any) -> None:
+    """A workdir whose run begins with this state at step 0. The checkpoint comes first: a workdir without it would train from nothing."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}; choose another") from error
+    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
+    checkpoints.save(0, state)
+    checkpoints.close()
+    files = Workdir(str(workdir), cfg, primary=True)
+    files.event(event, **facts)
+    files.close()
