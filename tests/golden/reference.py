@@ -84,7 +84,12 @@ def write(folder, family, wanted, tensors):
 
 
 def read(folder, family, wanted=None):
-    """The model of a folder in float32; every tensor is taken and none is missing."""
+    """The model of a folder in float32, by its own config or another; every tensor is taken and none is missing."""
+    kind = type(config(family))
+    wanted = wanted or kind.from_pretrained(folder)
+    wanted.model_type = (
+        kind.model_type
+    )  # of kimi_k2, which has no class of its own, transformers would not know the layout
     model, report = model_class(family).from_pretrained(
         folder, config=wanted, dtype=torch.float32, output_loading_info=True, **PLAIN
     )
@@ -98,7 +103,7 @@ def make(folder, family, seed, change=lambda tensors: tensors, **other):
     empty = build(family, wanted)
     tensors = change(draw({name: x.shape for name, x in published(empty, empty.state_dict()).items()}, seed))
     write(folder, family, wanted, tensors)
-    return read(folder, family, config(family, **other)), tensors
+    return read(folder, family), tensors
 
 
 class Double(TorchFunctionMode):
