@@ -83,15 +83,13 @@ def write(folder, family, wanted, tensors):
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def read(folder, family, wanted=None):
-    """The model of a folder in float32, by its own config or another; every tensor is taken and none is missing."""
+def read(folder, family):
+    """The model of a folder in float32; every tensor is taken and none is missing."""
     kind = type(config(family))
-    wanted = wanted or kind.from_pretrained(folder)
-    wanted.model_type = (
-        kind.model_type
-    )  # of kimi_k2, which has no class of its own, transformers would not know the layout
+    found = kind.from_pretrained(folder)
+    found.model_type = kind.model_type  # transformers has no class for kimi_k2 and would not know its layout
     model, report = model_class(family).from_pretrained(
-        folder, config=wanted, dtype=torch.float32, output_loading_info=True, **PLAIN
+        folder, config=found, dtype=torch.float32, output_loading_info=True, **PLAIN
     )
     assert not any(report.values()), report
     return model.eval()
