@@ -52,7 +52,7 @@ test-second: test-fast
 
 # Published families against the implementation they are published with, in an environment that has it: PYTHON must be 3.11.
 parity: $(PARITY)/.installed
-	$(PARITY)/bin/python -m pytest --durations 10 tests/parity
+	HF_HUB_OFFLINE=1 $(PARITY)/bin/python -m pytest --durations 10 tests/parity
 
 $(PARITY)/.installed: requirements/parity.lock requirements/py311.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "requirements/parity.lock is for Python 3.11; this is " + sys.version.split()[0] + "; choose one with PYTHON=…")'

@@ -83,10 +83,13 @@ def write(folder, family, wanted, tensors):
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def read(folder, family, wanted=None):
+def read(folder, family):
     """The model of a folder in float32; every tensor is taken and none is missing."""
+    kind = type(config(family))
+    found = kind.from_pretrained(folder)
+    found.model_type = kind.model_type  # transformers has no class for kimi_k2 and would not know its layout
     model, report = model_class(family).from_pretrained(
-        folder, config=wanted, dtype=torch.float32, output_loading_info=True, **PLAIN
+        folder, config=found, dtype=torch.float32, output_loading_info=True, **PLAIN
     )
     assert not any(report.values()), report
     return model.eval()
@@ -98,7 +101,7 @@ def make(folder, family, seed, change=lambda tensors: tensors, **other):
     empty = build(family, wanted)
     tensors = change(draw({name: x.shape for name, x in published(empty, empty.state_dict()).items()}, seed))
     write(folder, family, wanted, tensors)
-    return read(folder, family, config(family, **other)), tensors
+    return read(folder, family), tensors
 
 
 class Double(TorchFunctionMode):

@@ -38,12 +38,16 @@ def leaves(model):
 
 
 class Loaded:
-    """A checkpoint on a mesh."""
+    """A model with its weights, by path of the train state, on a mesh; `cut` is the config's section of it."""
 
-    def __init__(self, folder, mesh=None, cut=None):
-        self.mesh = mesh or one_device()
-        self.model, self.flat = load(folder, leaves)
-        self.place(self.flat, cut or {})
+    def __init__(self, model, flat, mesh=None, cut=None):
+        self.mesh, self.model, self.flat = mesh or one_device(), model, flat
+        self.place(flat, cut or {})
+
+    @classmethod
+    def read(cls, folder, **options):
+        """A published folder."""
+        return cls(*load(folder, leaves), **options)
 
     def place(self, flat, cut):
         """The arrays in the shards of the mesh."""

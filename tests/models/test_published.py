@@ -22,7 +22,7 @@ LEARNED = [name for name in FOLDERS if "loss" in np.load(GOLDEN / EXPECTED.get(n
 def loaded():
     """Each checkpoint, loaded once."""
     found = {}
-    return lambda name: found.setdefault(name, Loaded(GOLDEN / name))
+    return lambda name: found.setdefault(name, Loaded.read(GOLDEN / name))
 
 
 def expected(name):
