@@ -87,6 +87,12 @@ def channels(layers: tuple[str, ...]) -> list[str]:
     return [split(kind)[1] for kind in layers]
 
 
+def further(model: config.Model) -> tuple[str, ...]:
+    """The layers of modules that predict further tokens: each like the last of the pattern."""
+    return model.pattern[-1:] * model.further
+
+
 def number(model: config.Model, channel: str) -> int:
-    """Layers of the whole depth with this channel."""
-    return channels(model.first).count(channel) + model.repeats * channels(model.pattern).count(channel)
+    """Layers with this channel, further modules included."""
+    every = (*model.first, *model.pattern * model.repeats, *further(model))
+    return channels(every).count(channel)

@@ -1,6 +1,6 @@
 """The loss as a pure function of sums over the global batch: what is differentiated is what is logged.
 
-sums = {"nats", "targets", "layers": {kind: {name: [layers, ...]}}}
+sums = {"nats", "targets", "layers": {kind: {name: [layers, ...]}}, "further": {"nats", "targets"} [modules]}
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moejax import config, sharding
+from moejax.arrays import Batch
 from moejax.models.decoder import Routing
 from moejax.moe import balancers
 from moejax.moe.balancers import share
@@ -79,14 +80,29 @@ def reduced(tree: Any, layout: Layout) -> Any:
     return jax.tree.unflatten(structure, totals)
 
 
-def objective(sums: Sums, routing: Routing, moe: config.MoE) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean nats per target plus the balancers' losses averaged over layers, and these parts by name.
+def further_sums(
+    further: list[tuple[Float[Array, "B T D"], Batch]], unembedding: Float[Array, "D V"], chunk: int, layout: Layout
+) -> Sums:
+    """`token_sums` of every module that predicts a further token, [shards, modules]."""
+    each = [
+        token_sums(vocabulary_nats(hidden, unembedding, own.targets, chunk), own.valid, layout)
+        for hidden, own in further
+    ]
+    return jax.tree.map(lambda *sums: jnp.stack(sums, axis=1), *each)
+
+
+def objective(sums: Sums, routing: Routing, model: config.Model) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean nats per target, those of further targets averaged over modules, the balancers' losses averaged over layers, and these parts
+    by name.
 
     `routing` is the state that the step began with; adaptive weights are in it. A balancer with coefficient 0 is reported
     and not added; the parts are without coefficients and weights.
     """
     parts = {"cross_entropy": share(sums["nats"], sums["targets"])}
-    loss = parts["cross_entropy"]
+    loss, moe = parts["cross_entropy"], model.moe
+    if "further" in sums:
+        parts["further"] = jnp.mean(share(sums["further"]["nats"], sums["further"]["targets"]))
+        loss = loss + model.further_weight * parts["further"]
     kinds = [balancers.losses(stats, routing.get(kind, {}), moe) for kind, stats in sums["layers"].items()]
     for name in kinds[0] if kinds else ():
         values, weights = (jnp.concatenate(parts) for parts in zip(*(kind[name] for kind in kinds), strict=True))

@@ -46,10 +46,12 @@ def sums_of(
     the mode records."""
     moe, model, label_kinds = built.config.model.moe, built.model(parameters), mode.label_kinds
     layout = sharding.LAYOUTS[moe.tensor]
-    hidden, outcomes = model(batch, at.key, mode, at.routing, at.step, recorded)
+    hidden, outcomes, further = model(batch, at.key, mode, at.routing, at.step, recorded)
     unembedding = sharding.gather(model.unembedding, hidden.dtype)
     nats = losses.vocabulary_nats(hidden, unembedding, batch.targets, built.config.model.loss_chunk)
     sums = losses.token_sums(nats, batch.valid, layout)
+    if further:
+        sums["further"] = losses.further_sums(further, unembedding, built.config.model.loss_chunk, layout)
     if label_kinds:
         of_label = batch.valid[..., None] & (
             batch.labels[..., None] == jnp.arange(label_kinds, dtype=jnp.int32)[None, None]
@@ -80,11 +82,11 @@ def gradients(
     built: Built, parameters: Any, batch: Batch, at: Setting, recorded: Recordings | None = None
 ) -> tuple[Any, Sums, Recordings]:
     """The gradient of `losses.objective` of the global batch, the global sums, and the routing where the config records."""
-    moe, mode = built.config.model.moe, training_mode(built.config)
+    mode = training_mode(built.config)
 
     def loss(parameters: Any) -> tuple[jax.Array, tuple[Sums, Recordings]]:
         sums, routed = sums_of(built, parameters, batch, at, mode, recorded)
-        return losses.objective(sums, at.routing, moe)[0], (sums, routed)
+        return losses.objective(sums, at.routing, built.config.model)[0], (sums, routed)
 
     slope, (sums, routed) = jax.grad(loss, has_aux=True)(parameters)
     return slope, sums, routed
@@ -114,7 +116,7 @@ def accumulated_gradients(
 
     total, routed = jax.lax.scan(counted, zero, parts)
     real, counts = _split_by_kind(total)
-    slope = jax.grad(lambda real: losses.objective(_join(real, counts), at.routing, cfg.model.moe)[0])(real)
+    slope = jax.grad(lambda real: losses.objective(_join(real, counts), at.routing, cfg.model)[0])(real)
 
     def part_loss(parameters: Any, part: tuple[Batch, Recordings | None]) -> jax.Array:
         mine, _ = _split_by_kind(sums_of(built, parameters, part[0], at, mode, part[1])[0])
@@ -190,7 +192,7 @@ def make_train_step(
             slope = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), slope)
         updates, moments = built.transform.update(slope, state.optimizer, state.parameters)
         number = state.step + 1
-        sums["parts"] = losses.objective(sums, state.routing, cfg.model.moe)[1]
+        sums["parts"] = losses.objective(sums, state.routing, cfg.model)[1]
         sums["gradient_norm"] = optax.tree.norm(slope)
         new = (
             optax.apply_updates(state.parameters, updates),
