@@ -109,10 +109,11 @@ def _product(cfg: config.Config, axes: tuple[str, ...]) -> str:
 
 
 def _check_data(cfg: config.Config) -> None:
-    if cfg.model.vocab_size < tokenizer.VOCABULARY:
+    vocabulary = tokenizer.of(cfg.data.tokenizer).vocabulary
+    if cfg.model.vocab_size < vocabulary:
         raise ConfigError(
-            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.VOCABULARY} tokens of the data; "
-            f"set it to at least {tokenizer.VOCABULARY}"
+            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {vocabulary} tokens of data.tokenizer="
+            f"{cfg.data.tokenizer!r}; set it to at least {vocabulary}"
         )
     for name in ("batch", "context"):
         if getattr(cfg.data, name) < 1:

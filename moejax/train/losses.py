@@ -1,6 +1,6 @@
 """The loss as a pure function of sums over the global batch: what is differentiated is what is logged.
 
-sums = {"nats", "targets", "layers": {kind: {name: [layers, ...]}}}
+sums = {"nats", "targets", "bytes" where tokens are not bytes, "layers": {kind: {name: [layers, ...]}}}
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from moejax import config, sharding
+from moejax.arrays import Batch
 from moejax.models.decoder import Routing
 from moejax.moe import balancers
 from moejax.moe.balancers import share
@@ -44,9 +45,13 @@ def vocabulary_nats(
     return log_z - picked
 
 
-def token_sums(nats: Float[Array, "B T"], valid: Bool[Array, "B T"], layout: Layout) -> Sums:
-    """Nats and number of the valid targets, by shard."""
-    return {"nats": by_shard(jnp.where(valid, nats, 0), layout), "targets": by_shard(valid.astype(jnp.int32), layout)}
+def token_sums(nats: Float[Array, "B T"], batch: Batch, layout: Layout) -> Sums:
+    """Nats, number and (where they are not one each) bytes of the valid targets, by shard."""
+    counts = {"targets": batch.valid.astype(jnp.int32)}
+    if batch.bytes is not None:
+        counts["bytes"] = jnp.where(batch.valid, batch.bytes, 0)
+    sums = {"nats": jnp.where(batch.valid, nats, 0)} | counts
+    return {name: by_shard(x, layout) for name, x in sums.items()}
 
 
 def by_shard(x: Array, layout: Layout) -> Array:
