@@ -29,9 +29,9 @@ from moejax import cli, config, mesh
 from moejax.checkpoint import regroup, surgery, upcycle
 from moejax.checkpoint.manager import Checkpoints, flatten, unflatten
 from moejax.checkpoint.surgery import Surgery
-from moejax.errors import DamagedError, UserError
+from moejax.errors import UserError
 from moejax.report import runs
-from moejax.train import check, state
+from moejax.train import check, saved, state
 from moejax.train.workdir import Workdir
 
 CONFIG = cli.config_flag()
@@ -45,26 +45,6 @@ NOISE = flags.DEFINE_float(
 SEED = flags.DEFINE_integer("seed", 0, "of the noise", 0)
 MOMENTS = flags.DEFINE_bool("moments", True, "take the optimiser's moments along")
 JSON = flags.DEFINE_bool("json", False, "print what was done as JSON")
-
-
-def read_state(workdir: Path) -> tuple[config.Config, int, dict[str, np.ndarray]]:
-    """The config of a run, the step of its last checkpoint, and that state on the host."""
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"--from={workdir} is no run: it has no config.json; give the --workdir of scripts/train.py")
-    try:
-        cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
-    except json.JSONDecodeError as error:
-        raise DamagedError(
-            f"{workdir / 'config.json'} is not JSON ({error}); restore it from the run's command"
-        ) from error
-    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    try:
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f"--from={workdir} holds no checkpoint yet; wait for one, or lower its checkpoint.every")
-        return cfg, step, checkpoints.load_arrays(step)
-    finally:
-        checkpoints.close()
 
 
 def write_start(
@@ -169,7 +149,7 @@ def main() -> None:
     source, workdir = Path(FROM.value).expanduser(), Path(WORKDIR.value).expanduser()
     if (workdir / "config.json").exists() or any((workdir / "checkpoints").glob("*")):
         raise UserError(f"--workdir={workdir} already holds a run; choose another --workdir, or delete it")
-    before, step, old = read_state(source)
+    before, step, old = saved.read_arrays(source, "--from")
     made = OPERATIONS[OPERATION.value](before.model, cfg.model)
     own = begun(cfg)
     new = made(old, _on_host(own))

@@ -79,6 +79,22 @@ def create(built: Built) -> TrainState:
     return TrainState(step, values, moments, kept, watched)
 
 
+def template(built: Built) -> TrainState:
+    """Shapes and shardings of what a forward pass reads: step, parameters and routing state. No array is made of parameters."""
+
+    def parameters() -> Any:
+        return nnx.to_pure_dict(nnx.state(Decoder(built.config.model, rngs=nnx.Rngs(0))))
+
+    def struct(x: Any, where: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    whole = sharding.replicated(built.mesh)
+    with jax.set_mesh(built.mesh):
+        values = jax.tree.map(struct, jax.eval_shape(parameters), built.shardings)
+    kept = jax.tree.map(lambda x: struct(x, whole), routing.init(built.config.model))
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), values, None, kept, None)
+
+
 def count_parameters(built: Built, parameters: Any) -> tuple[int, int]:
     """Parameters in all, and those that one token meets: of routed experts, top_k of num_experts."""
     moe = built.config.model.moe
