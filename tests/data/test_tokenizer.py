@@ -43,9 +43,9 @@ def test_text_comes_back_and_its_bytes_are_counted(made, kind, text):
 
 
 def test_bytes_of_a_merged_token_and_of_a_character_in_pieces(made):
-    """A merge across what a prompt ends with has its bytes: ids before it end where it begins."""
-    ids, sizes = made("byte level").count("x)\ny 你")
-    assert sizes.tolist() == [1, 2, 1, 1, 3, 0, 0] and len(ids) == 7
+    """A token ends where its last character does, a space too."""
+    ids, sizes = made("byte level").count("x)\ny) 你")
+    assert sizes.tolist() == [1, 2, 1, 2, 3, 0, 0] and len(ids) == 7
     ids, sizes = made("fallback").count("the é😀")
     assert sizes.tolist() == [3, 1, 2, 4, 0, 0, 0]
 

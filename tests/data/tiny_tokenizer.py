@@ -35,7 +35,7 @@ def fallback() -> tokenizers.Tokenizer:
 def byte_level() -> tokenizers.Tokenizer:
     """Of the kind whose letters are bytes, with text brought to NFC first."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), (")", "Ċ"), ("ð", "Ł")]
+    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), (")", "Ċ"), (")", "Ġ"), ("ð", "Ł")]
     names = [*SPECIAL, *alphabet, *(a + b for a, b in merges)]
     made = tokenizers.Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=merges))
     made.normalizer = normalizers.NFC()
