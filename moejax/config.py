@@ -83,6 +83,8 @@ class Data:
     is known), or prepared (a folder of scripts/prepare.py)."""
     files: str = ""
     """Glob of the files of source files; folder of source prepared."""
+    tokenizer: str = "bytes"
+    """bytes, or a folder with a tokenizer.json and the files beside it that name special ids, as a published model has them."""
     cache: str = "~/.cache/moejax"
     """Folder for tokenised text of the sources python, files and planted."""
     planted_sources: int = 4

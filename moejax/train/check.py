@@ -108,12 +108,18 @@ def _product(cfg: config.Config, axes: tuple[str, ...]) -> str:
     return f"{' * '.join(f'mesh.{axis}' for axis in cut)} = {_devices(cfg, axes)}"
 
 
-def _check_data(cfg: config.Config) -> None:
-    if cfg.model.vocab_size < tokenizer.VOCABULARY:
+def check_vocabulary(cfg: config.Config) -> None:
+    """Every token of the data has a row in the model's embedding."""
+    vocabulary = tokenizer.of(cfg.data.tokenizer).vocabulary
+    if cfg.model.vocab_size < vocabulary:
         raise ConfigError(
-            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.VOCABULARY} tokens of the data; "
-            f"set it to at least {tokenizer.VOCABULARY}"
+            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {vocabulary} tokens of data.tokenizer="
+            f"{cfg.data.tokenizer!r}; set it to at least {vocabulary}"
         )
+
+
+def _check_data(cfg: config.Config) -> None:
+    check_vocabulary(cfg)
     for name in ("batch", "context"):
         if getattr(cfg.data, name) < 1:
             raise ConfigError(f"data.{name}={getattr(cfg.data, name)}: at least 1")

@@ -1,6 +1,7 @@
 """The loss as a pure function of sums over the global batch: what is differentiated is what is logged.
 
-sums = {"nats", "targets", "layers": {kind: {name: [layers, ...]}}, "further": {"nats", "targets"} [modules]}
+sums = {"nats", "targets", "bytes" where tokens are not bytes, "layers": {kind: {name: [layers, ...]}},
+        "further": {"nats", "targets"} [modules] where further tokens are predicted}
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from moejax import config, sharding
 from moejax.arrays import Batch
@@ -45,9 +46,13 @@ def vocabulary_nats(
     return log_z - picked
 
 
-def token_sums(nats: Float[Array, "B T"], valid: Bool[Array, "B T"], layout: Layout) -> Sums:
-    """Nats and number of the valid targets, by shard."""
-    return {"nats": by_shard(jnp.where(valid, nats, 0), layout), "targets": by_shard(valid.astype(jnp.int32), layout)}
+def token_sums(nats: Float[Array, "B T"], batch: Batch, layout: Layout) -> Sums:
+    """Nats, number and (where they are not one each) bytes of the valid targets, by shard."""
+    counts = {"targets": batch.valid.astype(jnp.int32)}
+    if batch.bytes is not None:
+        counts["bytes"] = jnp.where(batch.valid, batch.bytes, 0)
+    sums = {"nats": jnp.where(batch.valid, nats, 0)} | counts
+    return {name: by_shard(x, layout) for name, x in sums.items()}
 
 
 def by_shard(x: Array, layout: Layout) -> Array:
@@ -78,17 +83,6 @@ def reduced(tree: Any, layout: Layout) -> Any:
             totals[i] = total[start : start + math.prod(shape)].reshape(shape)
             start += math.prod(shape)
     return jax.tree.unflatten(structure, totals)
-
-
-def further_sums(
-    further: list[tuple[Float[Array, "B T D"], Batch]], unembedding: Float[Array, "D V"], chunk: int, layout: Layout
-) -> Sums:
-    """`token_sums` of every module that predicts a further token, [shards, modules]."""
-    each = [
-        token_sums(vocabulary_nats(hidden, unembedding, own.targets, chunk), own.valid, layout)
-        for hidden, own in further
-    ]
-    return jax.tree.map(lambda *sums: jnp.stack(sums, axis=1), *each)
 
 
 def objective(sums: Sums, routing: Routing, model: config.Model) -> tuple[Float[Array, ""], dict[str, Array]]:

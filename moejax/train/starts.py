@@ -1,53 +1,15 @@
-"""Runs that begin with a state made elsewhere: the last checkpoint of another run, and step 0 of a new workdir."""
+"""Runs that begin with a state made elsewhere: step 0 of a new workdir."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from moejax import config
 from moejax.checkpoint.manager import Checkpoints
-from moejax.errors import DamagedError, UserError
+from moejax.errors import UserError
 from moejax.train.state import TrainState
 from moejax.train.workdir import Workdir
-
-
-class Last(NamedTuple):
-    """The last checkpoint of a run. The caller closes `checkpoints`."""
-
-    config: config.Config
-    step: int
-    checkpoints: Checkpoints
-
-
-def open_last(workdir: Path, flag: str) -> Last:
-    """Finds it. `flag` names the option in messages. Raises UserError where there is none."""
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"--{flag}={workdir} is no run: it has no config.json; give the --workdir of scripts/train.py")
-    try:
-        cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
-    except json.JSONDecodeError as error:
-        raise DamagedError(
-            f"{workdir / 'config.json'} is not JSON ({error}); restore it from the run's command"
-        ) from error
-    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    step = checkpoints.latest()
-    if step is None:
-        checkpoints.close()
-        raise UserError(f"--{flag}={workdir} holds no checkpoint yet; wait for one, or lower its checkpoint.every")
-    return Last(cfg, step, checkpoints)
-
-
-def read_last(workdir: Path, flag: str) -> tuple[config.Config, int, dict[str, np.ndarray]]:
-    """Config, step and the whole state on the host."""
-    last = open_last(workdir, flag)
-    try:
-        return last.config, last.step, last.checkpoints.load_arrays(last.step)
-    finally:
-        last.checkpoints.close()
 
 
 def require_new(workdir: Path) -> None:
