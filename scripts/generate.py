@@ -82,7 +82,7 @@ def follow(stream: Any, prompts: list[list[int]], words: Tokenizer) -> dict[str,
         for i, token in enumerate(tokens):
             if token >= 0:
                 ids[i].append(int(token))
-                texts[i] += tell(writers[i].add(int(token)), live)
+                texts[i] += tell(writers[i].push(int(token)), live)
     for i, writer in enumerate(writers):
         texts[i] += tell(writer.end(), live)
     number, seconds = sum(map(len, ids)), times[-1] - times[min(2, len(times) - 1)]
