@@ -70,7 +70,7 @@ def bring_in(workdir: Path) -> dict[str, Any]:
     folder = Path(FROM_HF.value).expanduser()
     starts.require_new(workdir)
     published = open_published(folder)
-    cfg = configure(published)
+    cfg = worded(configure(published), folder)
     check.check(cfg)
     built = build(cfg)
     targets = {f"parameters/{path}": leaf for path, leaf in flatten(state.abstract(built)).items()}
@@ -84,6 +84,7 @@ def bring_in(workdir: Path) -> dict[str, Any]:
         begun = unflatten(flatten(begun) | {BIAS: arrays[BIAS]}, begun)
     keep_beside(folder, workdir)
     facts = facts_of("read", published.name, folder, workdir, sum(x.size for x in arrays.values()), report)
+    cfg = worded(cfg, workdir / saved.TOKENIZER)
     starts.write(workdir, cfg, begun, "converted", **{name: value for name, value in facts.items() if name != "report"})
     return facts
 
@@ -97,6 +98,13 @@ def configure(published: Published) -> config.Config:
     moe = dataclasses.replace(model.moe, **{name: getattr(given.model.moe, name) for name in save.MOE_FREE})
     own = {name: getattr(given.model, name) for name in ("compute_dtype", "remat")}
     return dataclasses.replace(given, model=dataclasses.replace(model, moe=moe, **own))
+
+
+def worded(cfg: config.Config, folder: Path) -> config.Config:
+    """Text in the vocabulary that lies in a folder, where one does."""
+    if not (folder / "tokenizer.json").is_file():
+        return cfg
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, tokenizer=str(folder)))
 
 
 def build(cfg: config.Config) -> state.Built:
