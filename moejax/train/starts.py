@@ -6,11 +6,17 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from moejax import config
-from moejax.checkpoint.manager import Checkpoints
+from moejax import config, sharding
+from moejax.checkpoint.hugging_face import depth
+from moejax.checkpoint.hugging_face.published import Published
+from moejax.checkpoint.hugging_face.stream import Progress, stream
+from moejax.checkpoint.hugging_face.weights import BIAS
+from moejax.checkpoint.manager import Checkpoints, flatten, unflatten
 from moejax.errors import DamagedError, UserError
+from moejax.train import state as states
 from moejax.train.state import TrainState
 from moejax.train.workdir import Workdir
 
@@ -48,6 +54,32 @@ def read_last(workdir: Path, flag: str) -> tuple[config.Config, int, dict[str, n
         return last.config, last.step, last.checkpoints.load_arrays(last.step)
     finally:
         last.checkpoints.close()
+
+
+def of_published(
+    built: states.Built, published: Published, progress: Progress = lambda done, total: None
+) -> tuple[TrainState, list[dict[str, str]]]:
+    """Step 0 with published weights, streamed into the shards of `built`, and what became of every tensor. Moments are fresh.
+
+    Raises as `stream`.
+    """
+    targets = leaves_of_published(built)
+    arrays, report = stream(published, targets, progress)
+    own = {"parameters": built.shardings}
+    begun = states.begin(built, unflatten(arrays, own)["parameters"])
+    if BIAS in arrays:
+        begun = unflatten(flatten(begun) | {BIAS: arrays[BIAS]}, begun)
+    return begun, report
+
+
+def leaves_of_published(built: states.Built) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path of the train state -> shape, type and sharding of what published tensors become: parameters, and the bias on selection."""
+    found = flatten({"parameters": states.abstract(built)})
+    model = built.config.model
+    if model.moe.selection_bias:
+        shape = (len(depth.of_channel(model, "sparse")), model.moe.num_experts)
+        found[BIAS] = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding.replicated(built.mesh))
+    return found
 
 
 def require_new(workdir: Path) -> None:

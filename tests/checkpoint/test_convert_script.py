@@ -11,6 +11,8 @@ from train import small
 
 from moejax.checkpoint.hugging_face import outline
 from moejax.checkpoint.hugging_face.families import FAMILIES
+from moejax.checkpoint.hugging_face.save import save
+from moejax.train import starts
 
 TREE = CONFIGS["mixtral"] | {"vocab_size": 264, "num_local_experts": 4, "sliding_window": None}
 
@@ -61,3 +63,38 @@ def test_in_and_out_from_the_command_line(tmp_path):
     code, out, err = call("convert", f"--workdir={run}", f"--to_hf={tmp_path / 'other'}", "--family=olmoe")
     assert code == 2 and "family olmoe cannot say" in err and err.count("\n") == 1, err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_bias_that_training_moved_is_published(tmp_path):
+    """Trained with experts on two devices: the correction that is written is what came in and what balancing added, per layer and
+    expert; and what is written begins a run like any other."""
+    text, folder, run = small.prepared(tmp_path / "text"), tmp_path / "published", tmp_path / "run"
+    model = read("deepseek_v3", CONFIGS["deepseek_v3"] | {"vocab_size": 264})
+    rng = np.random.default_rng(0)
+    values = {
+        path: 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in expected_shapes(model).items()
+    }
+    save(folder, model, expected_shapes(model), values.__getitem__, family="deepseek_v3")
+    options = {"data.batch": 4, "train.steps": 3, "train.warmup": 0, "mesh.expert": 2, "model.moe.sign_bias": 0.01}
+    run_it = [f"--config=configs/of_run.py:{run}", f"--workdir={run}"]
+    for script, *arguments in (
+        ("convert", f"--from_hf={folder}", f"--workdir={run}", *small.flags(text, **options)),
+        ("train", *run_it),
+        ("convert", f"--workdir={run}", f"--to_hf={tmp_path / 'again'}"),
+        ("convert", f"--from_hf={tmp_path / 'again'}", f"--workdir={tmp_path / 'second'}"),
+    ):
+        code, _, err = small.finish(small.start(script, *arguments, devices=2))
+        assert code == 0, err
+
+    _, number, kept = starts.read_last(run, "workdir")
+    came, moved = kept["routing/sparse/selection_bias"], kept["routing/sparse/sign_bias"]
+    np.testing.assert_array_equal(came, values["routing/sparse/selection_bias"])
+    assert number == 3 and np.abs(moved).max() >= 0.01
+    again = safetensors.numpy.load_file(tmp_path / "again" / "model.safetensors")
+    for row, layer in enumerate((1, 2)):
+        written = again[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"]
+        assert written.dtype == np.float32
+        np.testing.assert_array_equal(written, came[row] + moved[row])
+    _, _, second = starts.read_last(tmp_path / "second", "workdir")
+    np.testing.assert_array_equal(second["routing/sparse/selection_bias"], came + moved)
