@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoint.published_models import CONFIGS, expected_shapes, read, write
+from checkpoint.published_models import CONFIGS, read, write
+from models.published import leaves
 from train import small
 
 from moejax.checkpoint.hugging_face import outline
@@ -21,7 +22,7 @@ def tensors():
     """Random weights in bf16."""
     model = read("mixtral", TREE)
     rng = np.random.default_rng(0)
-    shapes = outline.shapes(FAMILIES["mixtral"].rules(model), expected_shapes(model))
+    shapes = outline.shapes(FAMILIES["mixtral"].rules(model), leaves(model))
     return {name: (0.1 * rng.normal(size=shape)).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
 
 
@@ -72,10 +73,8 @@ def test_a_bias_that_training_moved_is_published(tmp_path):
     text, folder, run = small.prepared(tmp_path / "text"), tmp_path / "published", tmp_path / "run"
     model = read("deepseek_v3", CONFIGS["deepseek_v3"] | {"vocab_size": 264})
     rng = np.random.default_rng(0)
-    values = {
-        path: 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in expected_shapes(model).items()
-    }
-    save(folder, model, expected_shapes(model), values.__getitem__, family="deepseek_v3")
+    values = {path: 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in leaves(model).items()}
+    save(folder, model, leaves(model), values.__getitem__, family="deepseek_v3")
     options = {"data.batch": 4, "train.steps": 3, "train.warmup": 0, "mesh.expert": 2, "model.moe.sign_bias": 0.01}
     run_it = [f"--config=configs/of_run.py:{run}", f"--workdir={run}"]
     for script, *arguments in (
