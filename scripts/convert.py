@@ -27,13 +27,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from moejax import cli, config, mesh, sharding
-from moejax.checkpoint.hugging_face import depth, save
+from moejax import cli, config, mesh
+from moejax.checkpoint.hugging_face import save
 from moejax.checkpoint.hugging_face.files import read_json
 from moejax.checkpoint.hugging_face.published import Published, open_published
-from moejax.checkpoint.hugging_face.stream import stream
 from moejax.checkpoint.hugging_face.weights import BIAS
-from moejax.checkpoint.manager import flatten, unflatten
 from moejax.errors import UserError
 from moejax.train import check, saved, starts, state
 
@@ -73,17 +71,10 @@ def bring_in(workdir: Path) -> dict[str, Any]:
     cfg = worded(configure(published), folder)
     check.check(cfg)
     built = build(cfg)
-    targets = {f"parameters/{path}": leaf for path, leaf in flatten(state.abstract(built)).items()}
-    if cfg.model.moe.selection_bias:
-        shape = (len(depth.of_channel(cfg.model, "sparse")), cfg.model.moe.num_experts)
-        targets[BIAS] = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding.replicated(built.mesh))
-    arrays, report = stream(published, targets, Told())
-    parameters = {path: arrays[f"parameters/{path}"] for path in flatten(built.shardings)}
-    begun = state.begin(built, unflatten(parameters, built.shardings))
-    if BIAS in arrays:
-        begun = unflatten(flatten(begun) | {BIAS: arrays[BIAS]}, begun)
+    begun, report = starts.of_published(built, published, Told())
     keep_beside(folder, workdir)
-    facts = facts_of("read", published.name, folder, workdir, sum(x.size for x in arrays.values()), report)
+    number = sum(math.prod(leaf.shape) for leaf in starts.leaves_of_published(built).values())
+    facts = facts_of("read", published.name, folder, workdir, number, report)
     cfg = worded(cfg, workdir / saved.TOKENIZER)
     starts.write(workdir, cfg, begun, "converted", **{name: value for name, value in facts.items() if name != "report"})
     return facts

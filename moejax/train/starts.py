@@ -1,15 +1,84 @@
-"""Runs that begin with a state made elsewhere: step 0 of a new workdir."""
+"""Runs that begin with a state made elsewhere: published weights, and step 0 of a new workdir."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from moejax import config
-from moejax.checkpoint.manager import Checkpoints
+import jax
+import numpy as np
+
+from moejax import config, sharding
+from moejax.checkpoint.hugging_face import depth
+from moejax.checkpoint.hugging_face.published import Published
+from moejax.checkpoint.hugging_face.stream import Progress, stream
+from moejax.checkpoint.hugging_face.weights import BIAS
+from moejax.checkpoint.manager import Checkpoints, flatten, unflatten
 from moejax.errors import UserError
+from moejax.train import state as states
 from moejax.train.state import TrainState
 from moejax.train.workdir import Workdir
+
+
+class Last(NamedTuple):
+    """The last checkpoint of a run. The caller closes `checkpoints`."""
+
+    config: config.Config
+    step: int
+    checkpoints: Checkpoints
+
+
+def open_last(workdir: Path, flag: str) -> Last:
+    """Finds it. `flag` names the option in messages. Raises UserError where there is none."""
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"--{flag}={workdir} is no run: it has no config.json; give the --workdir of scripts/train.py")
+    try:
+        cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
+    except json.JSONDecodeError as error:
+        raise DamagedError(
+            f"{workdir / 'config.json'} is not JSON ({error}); restore it from the run's command"
+        ) from error
+    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
+    step = checkpoints.latest()
+    if step is None:
+        checkpoints.close()
+        raise UserError(f"--{flag}={workdir} holds no checkpoint yet; wait for one, or lower its checkpoint.every")
+    return Last(cfg, step, checkpoints)
+
+
+def read_last(workdir: Path, flag: str) -> tuple[config.Config, int, dict[str, np.ndarray]]:
+    """Config, step and the whole state on the host."""
+    last = open_last(workdir, flag)
+    try:
+        return last.config, last.step, last.checkpoints.load_arrays(last.step)
+    finally:
+        last.checkpoints.close()
+
+
+def of_published(
+    built: states.Built, published: Published, progress: Progress = lambda done, total: None
+) -> tuple[TrainState, list[dict[str, str]]]:
+    """Step 0 with published weights, streamed into the shards of `built`, and what became of every tensor. Moments are fresh.
+
+    Raises as `stream`.
+    """
+    targets = leaves_of_published(built)
+    arrays, report = stream(published, targets, progress)
+    own = {"parameters": built.shardings}
+    begun = states.begin(built, unflatten(arrays, own)["parameters"])
+    if BIAS in arrays:
+        begun = unflatten(flatten(begun) | {BIAS: arrays[BIAS]}, begun)
+    return begun, report
+
+
+def leaves_of_published(built: states.Built) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path of the train state -> shape, type and sharding of what published tensors become: parameters, and the bias on selection."""
+    found = flatten({"parameters": states.abstract(built)})
+    model = built.config.model
+    if model.moe.selection_bias:
+        shape = (len(depth.of_channel(model, "sparse")), model.moe.num_experts)
+        found[BIAS] = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding.replicated(built.mesh))
+    return found
 
 
 def require_new(workdir: Path) -> None:

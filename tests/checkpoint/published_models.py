@@ -1,95 +1,14 @@
-"""Tiny published models: config.json of every family, and the shapes of our leaves."""
+"""Tiny published models: config.json of every family, and random tensors under the names of its rules."""
 
 import json
 
-import jax
 import numpy as np
 import safetensors.numpy
+from models.published import leaves
 
-from moejax.checkpoint.hugging_face import depth, outline
+from moejax.checkpoint.hugging_face import outline
 from moejax.checkpoint.hugging_face.families import FAMILIES
 from moejax.checkpoint.hugging_face.fields import Fields
-
-
-def expected_shapes(model):
-    """Path of the train state -> shape of every parameter, and of the bias on selection."""
-    d, v = model.width, model.vocab_size
-    found = {"embedding": (v, d), "unembedding": (d, v), "final_norm/scale": (d,)}
-    for i, kind in enumerate(model.first):
-        found |= {f"first/{i}/{leaf}": shape for leaf, shape in layer(model, kind).items()}
-    for place, kind in enumerate(model.pattern):
-        found |= {
-            f"blocks/layers/{place}/{leaf}": (model.repeats, *shape) for leaf, shape in layer(model, kind).items()
-        }
-    found = {f"parameters/{leaf}": shape for leaf, shape in found.items()}
-    sparse = depth.of_channel(model, "sparse")
-    if model.moe.selection_bias and sparse:
-        found["routing/sparse/selection_bias"] = (len(sparse), model.moe.num_experts)
-    return {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in found.items()}
-
-
-def layer(model, kind):
-    mixer, channel = kind.split("+")
-    leaves = (latent if mixer == "latent" else grouped)(model, mixer) | (sparse if channel == "sparse" else dense)(
-        model
-    )
-    return leaves | {"mixer_norm/scale": (model.width,), "channel_norm/scale": (model.width,)}
-
-
-def grouped(model, mixer):
-    options, d, h, kv, dim = getattr(model, mixer), model.width, model.heads, model.kv_heads, model.head_dim
-    found = {"query": (d, h, dim), "key": (d, kv, dim), "value": (d, kv, dim), "out": (h, dim, d)}
-    if options.bias:
-        found |= {"query_bias": (h, dim), "key_bias": (kv, dim), "value_bias": (kv, dim)}
-    if options.out_bias:
-        found["out_bias"] = (d,)
-    if options.norm == "head":
-        found |= {"query_norm": (dim,), "key_norm": (dim,)}
-    if options.norm == "whole":
-        found |= {"query_norm": (h, dim), "key_norm": (kv, dim)}
-    if options.sinks:
-        found["sinks"] = (h,)
-    return {f"mixer/{leaf}": shape for leaf, shape in found.items()}
-
-
-def latent(model, mixer):
-    part, d, h = model.latent, model.width, model.heads
-    key = part.nope + part.rope
-    found = {"query": (d, h, key)}
-    if part.query_rank:
-        found = {
-            "query_down": (d, part.query_rank),
-            "query_norm/scale": (part.query_rank,),
-            "query_up": (part.query_rank, h, key),
-        }
-    found |= {"latent_down": (d, part.rank + part.rope), "latent_norm/scale": (part.rank,), "out": (h, part.value, d)}
-    found["latent_up"] = (part.rank, h, part.nope + part.value)
-    return {f"mixer/{leaf}": shape for leaf, shape in found.items()}
-
-
-def dense(model):
-    return {"channel/mlp/gate_up": (model.width, 2, model.hidden), "channel/mlp/down": (model.hidden, model.width)}
-
-
-def sparse(model):
-    moe, d = model.moe, model.width
-    e, f, s = moe.num_experts, moe.hidden, moe.shared_hidden
-    found = {
-        "router/logits": (d, e),
-        "experts/0/gate": (e, d, f),
-        "experts/0/up": (e, d, f),
-        "experts/0/down": (e, f, d),
-    }
-    if moe.router_bias:
-        found["router/logits_bias"] = (e,)
-    if moe.expert_bias:
-        found |= {"experts/0/gate_bias": (e, f), "experts/0/up_bias": (e, f), "experts/0/down_bias": (e, d)}
-    if s:
-        found |= {"shared/gate_up": (d, 2, s), "shared/down": (s, d)}
-    return {f"channel/{leaf}": shape for leaf, shape in found.items()}
-
-
-# ---- config.json of tiny models -----------------------------------------------------------------------------------
 
 SIZES = {
     "vocab_size": 24, "hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "hidden_act": "silu",
@@ -169,7 +88,7 @@ def read(name, tree=None):
 def weights(name, dtype=np.float32, seed=0):
     """Random tensors of a family's tiny model, by their published names."""
     model = read(name)
-    shapes = outline.shapes(FAMILIES[name].rules(model), expected_shapes(model))
+    shapes = outline.shapes(FAMILIES[name].rules(model), leaves(model))
     rng = np.random.default_rng(seed)
     return {path: rng.normal(size=shape).astype(dtype) for path, shape in shapes.items()}
 

@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoint.published_models import CONFIGS, expected_shapes, read, weights, write
+from checkpoint.published_models import CONFIGS, read, weights, write
+from models.published import leaves
 
 from moejax.checkpoint.hugging_face import depth, outline
 from moejax.checkpoint.hugging_face.families import FAMILIES
@@ -53,8 +54,8 @@ def test_names_are_those_of_transformers(name):
 def test_weights_there_and_back(name, tmp_path):
     """Bit for bit, from one file to several shards that the safetensors library reads, and into float32 on the way."""
     tensors = weights(name, ml_dtypes.bfloat16)
-    model, flat = load(write(tmp_path / "in", name, tensors), expected_shapes)
-    shapes = expected_shapes(model)
+    model, flat = load(write(tmp_path / "in", name, tensors), leaves)
+    shapes = leaves(model)
     assert model == read(name) and {path: leaf.shape for path, leaf in flat.items()} == {
         path: leaf.shape for path, leaf in shapes.items()
     }
@@ -71,8 +72,8 @@ def test_weights_there_and_back(name, tmp_path):
         wanted = tensors[f"{prefix}{path}"]
         assert value.astype(np.float32).tobytes() == wanted.astype(np.float32).tobytes(), path
         assert value.dtype == (np.float32 if "correction" in path else ml_dtypes.bfloat16)
-    second, leaves = load(tmp_path / "out", expected_shapes)
-    assert second == model and all(leaves[path].tobytes() == flat[path].tobytes() for path in flat)
+    second, flat_again = load(tmp_path / "out", leaves)
+    assert second == model and all(flat_again[path].tobytes() == flat[path].tobytes() for path in flat)
 
 
 def test_experts_in_numeric_order_and_the_right_way_round(tmp_path):
@@ -81,7 +82,7 @@ def test_experts_in_numeric_order_and_the_right_way_round(tmp_path):
     base = {n: np.zeros((16, 16), np.float32) if "experts" in n else x for n, x in weights("mixtral").items()}
     for n in (n for n in base if ".w3." in n):
         base[n] = base[n] + int(n.split(".")[5]) + np.arange(16, dtype=np.float32)[:, None] / 16
-    _, flat = load(write(tmp_path, "mixtral", base, tree), expected_shapes)
+    _, flat = load(write(tmp_path, "mixtral", base, tree), leaves)
     up = flat["parameters/blocks/layers/0/channel/experts/0/up"]
     np.testing.assert_array_equal(up[1, :, 0, 0], np.arange(12))
     np.testing.assert_array_equal(up[1, 3, 5], 3 + np.arange(16) / 16)
@@ -90,14 +91,14 @@ def test_experts_in_numeric_order_and_the_right_way_round(tmp_path):
 def test_what_layers_of_weights_mean(tmp_path):
     """Heads, gate and up, alternating columns, and biases in order of depth, said in plain NumPy."""
     tensors = weights("gpt_oss")
-    model, flat = load(write(tmp_path / "oss", "gpt_oss", tensors), expected_shapes)
+    model, flat = load(write(tmp_path / "oss", "gpt_oss", tensors), leaves)
     fused = tensors["model.layers.2.mlp.experts.gate_up_proj"]
     np.testing.assert_array_equal(flat["parameters/blocks/layers/0/channel/experts/0/gate"][1], fused[..., ::2])
     np.testing.assert_array_equal(flat["parameters/blocks/layers/0/channel/experts/0/up"][1], fused[..., 1::2])
     query = tensors["model.layers.3.self_attn.q_proj.weight"]
     np.testing.assert_array_equal(flat["parameters/blocks/layers/1/mixer/query"][1][:, 2], query[2 * 8 : 3 * 8].T)
     tensors = weights("deepseek_v3")
-    _, flat = load(write(tmp_path / "v3", "deepseek_v3", tensors), expected_shapes)
+    _, flat = load(write(tmp_path / "v3", "deepseek_v3", tensors), leaves)
     for row, layer in enumerate((1, 2)):
         wanted = tensors[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"]
         np.testing.assert_array_equal(flat["routing/sparse/selection_bias"][row], wanted)
@@ -107,7 +108,7 @@ def test_what_layers_of_weights_mean(tmp_path):
     up = tensors["model.layers.0.self_attn.kv_b_proj.weight"].reshape(4, 6 + 8, 10)
     np.testing.assert_array_equal(flat["parameters/first/0/mixer/latent_up"], up.transpose(2, 0, 1))
     tensors = weights("llama4")
-    _, flat = load(write(tmp_path / "llama", "llama4", tensors), expected_shapes)
+    _, flat = load(write(tmp_path / "llama", "llama4", tensors), leaves)
     fused = tensors["language_model.model.layers.7.feed_forward.experts.gate_up_proj"]
     np.testing.assert_array_equal(flat["parameters/blocks/layers/3/channel/experts/0/up"][1], fused[..., 8:])
 
@@ -119,7 +120,7 @@ def test_what_is_left_behind_is_told(tmp_path):
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(2, np.float32),
     }
     published = open_published(write(tmp_path / "a", "deepseek_v3", weights("deepseek_v3") | extra))
-    rows = {row["name"]: row for row in published.report(published.plan(expected_shapes(published.model)))}
+    rows = {row["name"]: row for row in published.report(published.plan(leaves(published.model)))}
     assert rows.keys() == weights("deepseek_v3").keys() | extra.keys()
     assert "MTP" in rows["model.layers.3.eh_proj.weight"]["why"] and not rows["model.layers.3.eh_proj.weight"]["became"]
     assert rows["lm_head.weight"] == {"name": "lm_head.weight", "became": "parameters/unembedding", "why": "read"}
@@ -131,23 +132,21 @@ def test_what_is_left_behind_is_told(tmp_path):
         )
     )
     with pytest.raises(UserError, match=r"no rule reads model.layers.0.extra"):
-        unknown.plan(expected_shapes(unknown.model))
+        unknown.plan(leaves(unknown.model))
 
 
 def test_leaves_without_a_tensor_are_not_lost(tmp_path):
     """A leaf that no tensor holds, such as a gate of the shared expert, is no part of the family."""
-    model, flat = load(write(tmp_path / "in", "mixtral"), expected_shapes)
-    shapes = expected_shapes(model) | {
-        "parameters/blocks/layers/0/channel/shared_gate": flat["parameters/final_norm/scale"]
-    }
+    model, flat = load(write(tmp_path / "in", "mixtral"), leaves)
+    shapes = leaves(model) | {"parameters/blocks/layers/0/channel/shared_gate": flat["parameters/final_norm/scale"]}
     with pytest.raises(ConfigError, match="shared_gate"):
         save(tmp_path / "out", model, shapes, flat.__getitem__, family="mixtral")
     with pytest.raises(UserError, match="already holds"):
-        save(tmp_path / "in", model, expected_shapes(model), flat.__getitem__, family="mixtral")
+        save(tmp_path / "in", model, leaves(model), flat.__getitem__, family="mixtral")
 
 
 def test_every_rule_turns_round_and_gathers_last():
     """So that weights can be written, and parts made alone."""
     for name, family in FAMILIES.items():
         rules = family.rules(read(name))
-        assert outline.back(rules, expected_shapes(read(name))).keys() == weights(name).keys()
+        assert outline.back(rules, leaves(read(name))).keys() == weights(name).keys()

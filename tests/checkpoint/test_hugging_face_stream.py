@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoint.published_models import CONFIGS, expected_shapes, read, weights, write
+from checkpoint.published_models import CONFIGS, read, weights, write
 from jax.sharding import NamedSharding, PartitionSpec
+from models.published import leaves
 
 from moejax.checkpoint.hugging_face import quantized, shards
 from moejax.checkpoint.hugging_face.files import open_folder
@@ -43,9 +44,9 @@ def placed(shapes, mesh, spread):
 def test_streamed_is_loaded(name, spread, tmp_path):
     """Whole on every device, experts or widths cut: bit for bit what lies on one host; every byte is told once."""
     folder = write(tmp_path, name, weights(name, ml_dtypes.bfloat16))
-    model, flat = load(folder, expected_shapes)
+    model, flat = load(folder, leaves)
     mesh = jax.make_mesh((4, 2), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    targets = placed(expected_shapes(model), mesh, spread)
+    targets = placed(leaves(model), mesh, spread)
     told = []
     arrays, report = stream(open_published(folder), targets, lambda done, total: told.append((done, total)))
     assert arrays.keys() == flat.keys()
@@ -83,14 +84,14 @@ def test_mxfp4(tmp_path):
         experts, rows, columns = plain[name].shape
         packed[f"{name}_blocks"], packed[f"{name}_scales"], plain[name] = mxfp4(rng, experts, columns, rows)
         del packed[name]
-    model, wanted = load(write(tmp_path / "plain", "gpt_oss", plain), expected_shapes)
+    model, wanted = load(write(tmp_path / "plain", "gpt_oss", plain), leaves)
     tree = CONFIGS["gpt_oss"] | {
         "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     }
     folder = write(tmp_path / "packed", "gpt_oss", packed, tree)
-    _, flat = load(folder, expected_shapes)
+    _, flat = load(folder, leaves)
     mesh = jax.make_mesh((4, 2), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    arrays, report = stream(open_published(folder), placed(expected_shapes(model), mesh, "last"))
+    arrays, report = stream(open_published(folder), placed(leaves(model), mesh, "last"))
     for path, value in wanted.items():
         assert np.array_equal(flat[path], value) and np.array_equal(arrays[path], value), path
     whys = {row["name"]: row["why"] for row in report}
@@ -102,7 +103,7 @@ def test_mxfp4(tmp_path):
     save(
         tmp_path / "out",
         model,
-        expected_shapes(model),
+        leaves(model),
         flat.__getitem__,
         family="gpt_oss",
         dtype="float32",
@@ -131,11 +132,11 @@ def test_blocks_of_float8(tmp_path):
         packed[name], packed[f"{name}_scale_inv"] = values, scales
         for i, j in np.ndindex(rows, columns):
             plain[name][i, j] = np.float32(values[i, j]) * scales[i // 6, j // 5]
-    _, wanted = load(write(tmp_path / "plain", "deepseek_v3", plain), expected_shapes)
+    _, wanted = load(write(tmp_path / "plain", "deepseek_v3", plain), leaves)
     options = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [6, 5]}
     tree = CONFIGS["deepseek_v3"] | {"quantization_config": options}
     folder = write(tmp_path / "packed", "deepseek_v3", packed, tree)
-    _, flat = load(folder, expected_shapes)
+    _, flat = load(folder, leaves)
     assert all(np.array_equal(flat[path], value) for path, value in wanted.items())
     for given, words in (
         (None, "weight_block_size"),
@@ -199,10 +200,10 @@ def test_damage_is_named_before_anything_is_read(name, tmp_path):
     """One line with file and tensor."""
     change, kind, words = DAMAGE[name]
     file = tmp_path / whole(tmp_path)[ONE]
-    open_published(tmp_path).plan(expected_shapes(read("mixtral")))
+    open_published(tmp_path).plan(leaves(read("mixtral")))
     change(file)
     with pytest.raises(kind, match=words.format(file=f".*{file.name}")) as caught:
-        open_published(tmp_path).plan(expected_shapes(read("mixtral")))
+        open_published(tmp_path).plan(leaves(read("mixtral")))
     assert "\n" not in str(caught.value)
 
 
@@ -212,7 +213,7 @@ def test_a_tensor_of_a_missing_expert(tmp_path):
         tensors = {n: x for n, x in weights("mixtral").items() if f"experts.{expert}.w2" not in n}
         folder = write(tmp_path / str(expert), "mixtral", tensors)
         with pytest.raises(UserError, match=rf"lacks .*experts.{expert}.w2"):
-            load(folder, expected_shapes)
+            load(folder, leaves)
 
 
 def test_what_was_begun_is_not_taken_for_whole(tmp_path):

@@ -1,6 +1,7 @@
 """Published checkpoints in the decoder, for tests: loaded, run, and asked for routing and gradients."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def configured(model, **mesh):
     return dataclasses.replace(base, model=model, data=data, mesh=dataclasses.replace(base.mesh, **mesh))
 
 
+@functools.cache
 def leaves(model):
     """Path of the train state -> shape and type, of parameters and of what is published beside them."""
     with jax.set_mesh(one_device()):
