@@ -20,41 +20,6 @@ from moejax.train.state import TrainState
 from moejax.train.workdir import Workdir
 
 
-class Last(NamedTuple):
-    """The last checkpoint of a run. The caller closes `checkpoints`."""
-
-    config: config.Config
-    step: int
-    checkpoints: Checkpoints
-
-
-def open_last(workdir: Path, flag: str) -> Last:
-    """Finds it. `flag` names the option in messages. Raises UserError where there is none."""
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"--{flag}={workdir} is no run: it has no config.json; give the --workdir of scripts/train.py")
-    try:
-        cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
-    except json.JSONDecodeError as error:
-        raise DamagedError(
-            f"{workdir / 'config.json'} is not JSON ({error}); restore it from the run's command"
-        ) from error
-    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    step = checkpoints.latest()
-    if step is None:
-        checkpoints.close()
-        raise UserError(f"--{flag}={workdir} holds no checkpoint yet; wait for one, or lower its checkpoint.every")
-    return Last(cfg, step, checkpoints)
-
-
-def read_last(workdir: Path, flag: str) -> tuple[config.Config, int, dict[str, np.ndarray]]:
-    """Config, step and the whole state on the host."""
-    last = open_last(workdir, flag)
-    try:
-        return last.config, last.step, last.checkpoints.load_arrays(last.step)
-    finally:
-        last.checkpoints.close()
-
-
 def of_published(
     built: states.Built, published: Published, progress: Progress = lambda done, total: None
 ) -> tuple[TrainState, list[dict[str, str]]]:
