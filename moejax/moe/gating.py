@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moejax import config
-from moejax.arrays import Assignment
+from moejax.arrays import Assignment, SoftAssignment
 from moejax.errors import ConfigError
 from moejax.moe.routers.api import Router
 
@@ -22,10 +22,13 @@ def choices(moe: config.MoE) -> int:
     return moe.top_k if moe.gate_at == "input" else 1
 
 
-def scaled(x: Float[Array, "G S D"], mine: Assignment, moe: config.MoE) -> tuple[Float[Array, "G A D"], Assignment]:
+def scaled(
+    x: Float[Array, "G S D"], mine: Assignment | SoftAssignment, moe: config.MoE
+) -> tuple[Float[Array, "G A D"], Assignment | SoftAssignment]:
     """Each assignment's token times its gate, and the assignment of these rows; assignments lie token by token (Llama 4 2025)."""
     if moe.gate_at == "output":
         return x, mine
+    assert isinstance(mine, Assignment)
     rows = jnp.repeat(x, moe.top_k, axis=1).astype(jnp.float32) * mine.gate[..., None]
     token = jnp.broadcast_to(jnp.arange(mine.token.shape[1], dtype=jnp.int32)[None], mine.token.shape)
     return rows.astype(x.dtype), Assignment(token, mine.expert, jnp.ones_like(mine.gate), mine.slot)

@@ -73,7 +73,7 @@ class Scorer:
     def _length(self, positions: int) -> int:
         """The least length of rows that holds so many positions: a doubling of what the mesh and the windows of routing divide."""
         cfg: config.Config = self._built.config
-        sparse = "sparse" in kinds.channels(cfg.model)
+        sparse = kinds.number(cfg.model, "sparse")
         where = sharding.LAYOUTS[cfg.model.moe.tensor].position if sparse else "position"
         unit = sharding.shards(self._built.mesh, where) * ((cfg.model.moe.group_window or 1) if sparse else 1)
         length = -(-SHORTEST // unit) * unit
@@ -116,7 +116,7 @@ def _rows_of(texts: list[Int[np.ndarray, " _"]], length: int) -> Arrays:
 
 
 def _require_alone(model: config.Model) -> None:
-    if "sparse" not in kinds.channels(model):
+    if not kinds.number(model, "sparse"):
         return
     kind = routers.ROUTERS[model.moe.router]
     if not kind.causal or kind.always_random or model.moe.sinkhorn:

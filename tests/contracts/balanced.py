@@ -98,4 +98,4 @@ def expected(moe, logits, valid, noise=None, spread=None, bias=None):
 def objective(stacked, moe, routing=None):
     """The objective of layers without a task, and its parts."""
     sums = {"nats": jnp.float32(0), "targets": jnp.int32(1), "layers": {"sparse": stacked}}
-    return losses.objective(sums, {"sparse": routing or {}}, moe)
+    return losses.objective(sums, {"sparse": routing or {}}, config.Model(moe=moe))

@@ -9,6 +9,7 @@ import numpy as np
 from train import small
 
 from moejax import sharding
+from moejax.arrays import Batch
 from moejax.moe.inputs import Mode
 from moejax.train import losses, step
 
@@ -28,9 +29,10 @@ def reductions(compiled):
 
 def test_token_sums_leave_out_invalid_tokens(mesh_of):
     """B2: what is not valid counts nowhere, even where it is NaN."""
-    valid = np.array([[True, False, True]])
+    valid, ids = np.array([[True, False, True]]), jnp.zeros((1, 3), jnp.int32)
     with jax.set_mesh(mesh_of()):
-        sums = small.quick_jit(TOKEN_SUMS)(jnp.array([[1.0, np.nan, 2.0]]), jnp.asarray(valid))
+        batch = Batch(ids, ids, ids, jnp.asarray(valid), ids, jnp.zeros(1, jnp.int32))
+        sums = small.quick_jit(TOKEN_SUMS)(jnp.array([[1.0, np.nan, 2.0]]), batch)
     assert float(sums["nats"][0]) == 3.0 and int(sums["targets"][0]) == 2 and sums["targets"].dtype == np.int32
 
 

@@ -31,12 +31,14 @@ BALANCERS: dict[str, Balancer] = {
     "score_variance": SCORE_VARIANCE,
     "orthogonality": ORTHOGONALITY,
     "sparsity": SPARSITY,
-    "selection_bias": SELECTION_BIAS,
     "sign_bias": SIGN_BIAS,
     "quantile_bias": QUANTILE_BIAS,
     "sinkhorn": SINKHORN,
 }
 """By the name of the option that turns each on."""
+
+HELD: dict[str, Balancer] = {"selection_bias": SELECTION_BIAS}
+"""What selection reads like a balancer and nothing moves: a published model's balance as it was found."""
 
 ALWAYS = ("load_balance", "router_z")
 """Losses whose sums every step has: reported also when off."""
@@ -44,7 +46,7 @@ ALWAYS = ("load_balance", "router_z")
 
 def active(moe: config.MoE) -> dict[str, Balancer]:
     """Those whose option is not 0."""
-    return {name: balancer for name, balancer in BALANCERS.items() if getattr(moe, name)}
+    return {name: balancer for name, balancer in (HELD | BALANCERS).items() if getattr(moe, name)}
 
 
 def init(moe: config.MoE) -> State:
