@@ -1,6 +1,5 @@
 """Benches that compare: what they time is first held to be the same function."""
 
-import dataclasses
 import importlib.util
 import json
 import pathlib
