@@ -7,6 +7,7 @@
     routers      every router in the default experiment, cut short: loss, drops, load (half an hour)
     balancers    every balancer: steps to even out a skewed router, loss at equal budget, overhead (half an hour)
     statistics   the train step with its statistics against the step without
+    convert      published checkpoints of 8 GB into arrays: memory beside these, speed beside reading (20 GB of disk; --rounds=3)
     saves        steps beside an asynchronous save against steps without one
     meshes       the experiment on one device, six meshes and two processes: losses and flipped assignments (half an hour)
     transport    every transport on eight devices: time, bytes, drops and rounds, by experts, their spread and the routing
@@ -28,6 +29,7 @@ from moejax import cli, config, memory
 from moejax.bench import (
     balancers,
     block,
+    convert,
     gpu_kernels,
     layer,
     meshes,
@@ -51,6 +53,7 @@ TORCH = flags.DEFINE_string("torch", None, "a Python interpreter that has torch 
 
 BENCHES = {
     "block": block,
+    "convert": convert,
     "gpu_kernels": gpu_kernels,
     "tpu_kernels": tpu_kernels,
     "layer": layer,

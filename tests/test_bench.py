@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moejax import config
-from moejax.bench import block, peer
+from moejax.bench import block, convert, peer
 from moejax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -84,3 +84,30 @@ def test_the_block_without_a_config_is_the_experiment_file():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert config.resolve(module.get_config()) == block.DEFAULT
+
+
+@pytest.mark.slow
+def test_converting_is_measured_in_processes_of_its_own(monkeypatch):
+    """Every byte is read and made, memory is told apart, and of a small checkpoint none of it is much."""
+    monkeypatch.setattr(
+        convert, "SETTINGS", tuple(convert.Setting(kind, "bfloat16", "float32", 4e-3) for kind in ("stream", "begin"))
+    )
+    monkeypatch.setattr(convert, "SHARD", 10**6)
+    monkeypatch.setattr(convert, "POOL", 2**16)
+    monkeypatch.setattr(convert, "ROOM", 2e9)
+    small = config.Model(width=64, attention=config.Attention(norm="head"), moe=config.MoE(num_experts=8, hidden=64))
+    result = convert.run(config.Config(model=small), 1)
+    stream, begin = result["settings"]
+    assert stream["shards"] > 3 and stream["files_gb"] >= 4e-3 and stream["layers"] > 1
+    assert stream["arrays_gb"] == pytest.approx(2 * stream["files_gb"], abs=2e-3)
+    assert begin["arrays_gb"] == pytest.approx(3 * stream["arrays_gb"], abs=2e-3)
+    for row in (stream, begin):
+        assert 0 < row["of_that_before_gb"] <= row["peak_gb"] < 2 and row["peak_of_mapped_files_gb"] > 0
+    assert "begin" in convert.table(result) and json.dumps(result)
+
+
+def test_a_checkpoint_too_large_for_the_machine_is_refused(tmp_path):
+    with pytest.raises(UserError, match="set TMPDIR"):
+        convert.require_room(tmp_path, 1e18, 0)
+    with pytest.raises(UserError, match="GB of memory are available"):
+        convert.require_room(tmp_path, 0, 1e18)

@@ -16,6 +16,8 @@ from moejax import sharding
 
 SALTS = (0x9E3779B1, 0x85EBCA77)
 """Of the two halves of a digest."""
+PIECE = 2**20
+"""Numbers that are mixed at a time, unless one row alone has more."""
 LARGEST = 8
 """Bytes of a number that can be digested."""
 
@@ -48,20 +50,41 @@ def _digest(x: Array) -> UInt32[Array, " 2"]:
     axes = tuple(name for entry in spec for name in _names(entry))
     shape = x.shape
 
-    def local(part: Array) -> Array:
-        place = jnp.zeros((), jnp.uint32)
-        for d, size in enumerate(part.shape):
+    def place(of: tuple[int, ...], dims: range) -> Array:
+        """Of every entry of these dimensions of a part, what they add to its index in the whole array."""
+        found = jnp.zeros((), jnp.uint32)
+        for d in dims:
             names = _names(spec[d])
-            first = jax.lax.axis_index(names) * size if names else 0
-            index = (jnp.arange(size, dtype=jnp.int32) + first).astype(jnp.uint32)
+            first = jax.lax.axis_index(names) * of[d] if names else 0
+            index = (jnp.arange(of[d], dtype=jnp.int32) + first).astype(jnp.uint32)
             stride = math.prod(shape[d + 1 :]) % 2**32
-            place = place[..., None] + (index * jnp.uint32(stride)).reshape((1,) * d + (size,))
-        total = mixed(bits(part), place)
+            found = found[..., None] + (index * jnp.uint32(stride)).reshape((1,) * found.ndim + (of[d],))
+        return found
+
+    def local(part: Array) -> Array:
+        number, rows, inner = _cut(part.shape)
+        outer, rest = place(part.shape, range(inner)), place(part.shape, range(inner, part.ndim))
+
+        def piece(given: tuple[Array, Array]) -> Array:
+            numbers, begin = given
+            return mixed(bits(numbers), begin.reshape(rows, *(1,) * rest.ndim) + rest[None])
+
+        pieces = part.reshape(number, rows, *part.shape[inner:]), outer.reshape(number, rows)
+        total = jnp.sum(jax.lax.map(piece, pieces), axis=0, dtype=jnp.uint32)
         return jax.lax.psum(total, axes) if axes else total
 
     if not axes:
         return local(x)
     return jax.shard_map(local, in_specs=spec, out_specs=sharding.spec())(x)
+
+
+def _cut(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """How an array is taken in pieces: their number, the rows of each, and the first dimension of a row. What is mixed is four bytes for
+    each number several times over, which of a whole state at once is more memory than there is."""
+    inner = next((d for d in range(len(shape)) if math.prod(shape[d:]) <= PIECE), max(len(shape) - 1, 0))
+    lines, most = math.prod(shape[:inner]), max(PIECE // max(math.prod(shape[inner:]), 1), 1)
+    rows = max(n for n in range(1, min(lines, most) + 1) if lines % n == 0)
+    return lines // rows, rows, inner
 
 
 def mixed(patterns: UInt32[Array, "*dims"], place: UInt32[Array, "*dims"]) -> UInt32[Array, " 2"]:

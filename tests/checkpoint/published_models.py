@@ -39,6 +39,11 @@ CONFIGS = {
         "head_dim": 6, "rope_theta": 1e6, "mlp_only_layers": [0], "decoder_sparse_step": 2, "attention_bias": True, "max_window_layers": 5,
         "sliding_window": 4096, "use_sliding_window": False,
     },
+    "qwen2_moe": SIZES | {
+        "intermediate_size": 20, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12, "num_hidden_layers": 3,
+        "num_experts": 12, "norm_topk_prob": False, "rope_theta": 1e6, "qkv_bias": True, "max_window_layers": 3, "sliding_window": 4096,
+        "use_sliding_window": False,
+    },
     "gpt_oss": SIZES | {
         "intermediate_size": 32, "hidden_size": 32, "num_hidden_layers": 4, "num_local_experts": 12, "head_dim": 8, "sliding_window": 5,
         "layer_types": ["sliding_attention", "full_attention"] * 2, "rope_theta": 150000.0, "swiglu_limit": 7.0, "experts_per_token": 2,

@@ -172,8 +172,9 @@ def test_a_save_that_is_refused_is_an_error(tmp_path):
     keeper.close()
 
 
-def test_digests_do_not_depend_on_the_mesh():
-    """The same digests on one device and on eight, for every type and sharding; any flipped bit, and two numbers exchanged, change them."""
+def test_digests_do_not_depend_on_the_mesh(monkeypatch):
+    """The same digests on one device and on eight, for every type and sharding, at once and in pieces; any flipped bit, and two numbers
+    exchanged, change them."""
     rng = np.random.default_rng(0)
     arrays = {
         "f": rng.normal(size=(8, 4, 6)).astype(np.float32), "h": rng.normal(size=(16, 8)).astype(jnp.bfloat16),
@@ -189,6 +190,10 @@ def test_digests_do_not_depend_on_the_mesh():
     with jax.set_mesh(on):
         placed = {n: jax.device_put(a, jax.NamedSharding(on, jax.P(*specs[n]))) for n, a in arrays.items()}
     assert digests.of(placed) == wanted
+    for piece in (5, 24):
+        monkeypatch.setattr(digests, "PIECE", piece)
+        digests._digests.clear_cache()
+        assert digests.of(placed) == wanted == digests.of({name: jnp.asarray(a) for name, a in arrays.items()})
     for name, a in arrays.items():
         flat = np.atleast_1d(a).view(np.uint8).copy()
         for byte in {0, flat.size // 2, flat.size - 1}:

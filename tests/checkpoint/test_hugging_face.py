@@ -20,6 +20,8 @@ QKVO = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"
 LAST = {
     "mixtral": f"{QKVO} block_sparse_moe.experts.0.w1 block_sparse_moe.experts.0.w2 block_sparse_moe.experts.0.w3 block_sparse_moe.gate",
     "olmoe": f"{QKVO} {MLP} self_attn.q_norm self_attn.k_norm",
+    "qwen2_moe": f"{QKVO} {MLP} self_attn.q_proj.bias self_attn.k_proj.bias self_attn.v_proj.bias mlp.shared_expert.gate_proj "
+    "mlp.shared_expert.up_proj mlp.shared_expert.down_proj mlp.shared_expert_gate",
     "glm4_moe": f"{QKVO} {MLP} {SHARED} self_attn.q_norm self_attn.k_norm self_attn.q_proj.bias self_attn.k_proj.bias "
     "self_attn.v_proj.bias mlp.gate.e_score_correction_bias",
     "gpt_oss": f"{QKVO} self_attn.q_proj.bias self_attn.k_proj.bias self_attn.v_proj.bias self_attn.o_proj.bias self_attn.sinks. "

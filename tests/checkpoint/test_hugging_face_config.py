@@ -129,6 +129,7 @@ REFUSED = {
     "a layer of an unknown type": ("gpt_oss", {"layer_types": ["linear_attention"] * 4}, "layer_types"),
     "chunks without rotary positions": ("llama4_text", {"layer_types": ["full_attention"] * 8}, "no_rope_layers"),
     "another router": ("deepseek_v3", {"topk_method": "greedy"}, "topk_method='greedy'"),
+    "windows in some layers": ("qwen2_moe", {"use_sliding_window": True}, "use_sliding_window=True"),
     "linear attention": ("minimax_m2", {"attn_type_list": [0, 1]}, "attn_type_list"),
 }  # fmt: skip
 

@@ -68,6 +68,10 @@ FAMILIES = {
         "q_lora_rank": None, "moe_intermediate_size": 32, "n_routed_experts": 12, "n_shared_experts": 2, "num_experts_per_tok": 3,
         "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "norm_topk_prob": False, "routed_scaling_factor": 2.0,
     }),
+    "qwen2_moe": ("Qwen2Moe", {
+        "num_hidden_layers": 4, "intermediate_size": 48, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 32,
+        "num_experts": 12, "num_experts_per_tok": 4, "norm_topk_prob": False, "mlp_only_layers": [1],
+    }),
 }  # fmt: skip
 """Family -> (first word of its classes, config values beside SIZES)."""
 
@@ -84,5 +88,6 @@ LIVE = {
     "deepseek_v3": {"num_hidden_layers": 5, "first_k_dense_replace": 3, "q_lora_rank": None, "n_shared_experts": 2, "n_group": 8},
     "kimi_k2": {"hidden_size": 40, "first_k_dense_replace": 0, "n_routed_experts": 21, "num_experts_per_tok": 5},
     "deepseek_v2": {"hidden_size": 48, "q_lora_rank": 24, "topk_method": "greedy", "n_routed_experts": 13, "n_group": None},
+    "qwen2_moe": {"num_hidden_layers": 6, "mlp_only_layers": [], "decoder_sparse_step": 3, "qkv_bias": False, "norm_topk_prob": True},
 }  # fmt: skip
 """Other values, for models that are made and compared on the spot."""

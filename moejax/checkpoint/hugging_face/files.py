@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,16 @@ class Stored:
         """A view of the mapped file: what is not used is not read."""
         if not self.bytes:
             return np.zeros(self.shape, self.dtype)
-        return _mapped(self.file)[self.start : self.start + self.bytes].view(self.dtype).reshape(self.shape)
+        whole = np.frombuffer(_mapped(self.file), np.uint8, self.bytes, self.start)
+        return whole.view(self.dtype).reshape(self.shape)
+
+    def release(self, rows: slice = slice(None)) -> None:
+        """Takes the pages of these entries of dimension 0 out of this process; they come back where they are used again."""
+        first, last, _ = rows.indices(self.shape[0]) if self.shape else (0, 1, 1)
+        row = self.bytes // max(self.shape[0], 1) if self.shape else self.bytes
+        begin = (self.start + first * row) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first and row:
+            _mapped(self.file).madvise(mmap.MADV_DONTNEED, begin, self.start + last * row - begin)
 
 
 def open_folder(folder: Path) -> dict[str, Stored]:
@@ -146,5 +156,6 @@ def _entry(file: Path, begin: int, entry: Mapping[str, Any]) -> Stored:
 
 
 @functools.lru_cache(maxsize=1024)
-def _mapped(file: Path) -> np.ndarray:
-    return np.asarray(np.memmap(file, np.uint8, mode="r"))
+def _mapped(file: Path) -> mmap.mmap:
+    with open(file, "rb") as content:
+        return mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)

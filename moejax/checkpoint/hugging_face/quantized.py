@@ -40,8 +40,8 @@ class Tensor:
 
     @property
     def rowwise(self) -> bool:
-        """Whether a few rows cost as much less than all."""
-        return self.how == "mxfp4"
+        """Whether it is large, as of all experts, and a few rows cost as much less than all."""
+        return self.how != "fp8" and len(self.shape) > 2
 
     def array(self, rows: slice = slice(None)) -> np.ndarray:
         """Entries of dimension 0: a view where they are stored, float32 where they are made, of what those rows need alone."""
@@ -51,6 +51,11 @@ class Tensor:
         if self.how == "fp8":
             return of_fp8(first, rest[0], self.blocks)[rows]
         return first[rows]
+
+    def release(self, rows: slice = slice(None)) -> None:
+        """Gives back the memory of the files that `array` of these rows has read; what is used after all is read again."""
+        for part in self.parts.values():
+            part.release(slice(None) if self.how == "fp8" else rows)
 
 
 def tensors(stored: Mapping[str, Stored], published: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,12 +1,13 @@
 """A published checkpoint straight into sharded arrays: every device's part is filled from the tensors it needs, one after another.
 
 Stored tensors are views of mapped files, and steps that move entries about only make other views of them, so a part reads the bytes it
-takes and no more. At a time there are one part, and for each thread one tensor that is being dequantised, or one row of it where rows
-suffice.
+takes and no more. At a time there are one part, and for each thread one tensor, or one row of it where rows suffice: mapped, and once more
+where it is dequantised. What was read is given back at once.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,10 @@ from moejax.checkpoint.transforms import Key, Stack, Transform
 Progress = Callable[[int, int], None]
 """Called with bytes made and bytes to make on this process."""
 THREADS = 4
+LINE = 64
+"""Bytes of a processor's cache line, and what the address of an array must be a multiple of for jax to take it on a CPU without a copy."""
+STRIP = 16
+"""Entries of the last dimension that are turned at a time: a line of float32."""
 Index = tuple[slice, ...]
 Bounds = tuple[tuple[int, int], ...]
 """First and one past the last index of every dimension."""
@@ -92,18 +97,27 @@ def _array(
 ) -> jax.Array:  # fmt: skip
     placed = []
     for bounds, devices in parts.items():
-        placed += jax.device_put([_part(published, job, bounds, target.dtype, pool, counted)] * len(devices), devices)
+        part = _part(published, job, bounds, target.dtype, pool, counted)
+        placed += jax.block_until_ready(jax.device_put([part] * len(devices), devices))
     return jax.make_array_from_single_device_arrays(target.shape, target.sharding, placed)
 
 
 def _part(
     published: Published, job: Job, bounds: Bounds, dtype: np.dtype, pool: ThreadPoolExecutor, counted: _Counter
 ) -> np.ndarray:
-    part = np.empty([last - first for first, last in bounds], dtype)
+    part = _room([last - first for first, last in bounds], dtype)
     done = [pool.submit(_fill, published, job, part, piece, counted) for piece in _pieces(published, job, bounds)]
     for future in done:
         future.result()
     return part
+
+
+def _room(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """An array without values that begins at a cache line."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + LINE, np.uint8)
+    first = -room.ctypes.data % LINE
+    return room[first : first + size].view(dtype).reshape(shape)
 
 
 def _steps(job: Job) -> tuple[tuple[Transform, ...], tuple[Stack, ...]]:
@@ -152,9 +166,23 @@ def _rows(name: str, taken: Index, into: tuple[slice | int, ...]) -> Iterator[Pi
 
 def _fill(published: Published, job: Job, part: np.ndarray, piece: Piece, counted: _Counter) -> None:
     single, _ = _steps(job)
-    made: dict[Key, Any] = {(): published.tensors[piece.name].array(piece.rows)}
+    tensor = published.tensors[piece.name]
+    made: dict[Key, Any] = {(): tensor.array(piece.rows)}
     for step in single:
         made = step.parts(made, job.goal)
     target = part[piece.into]
-    np.copyto(target, made[()][piece.taken], casting="unsafe")
+    _copy(target, made[()][piece.taken])
+    tensor.release(piece.rows)
     counted.add(target.nbytes)
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    """In strips where the source is turned: whole, every line of the target is fetched as often as it has entries, at a third of the
+    speed. Types are changed before a strip is turned, which is as much faster."""
+    if source.ndim < 2 or source.strides[-1] == source.itemsize:
+        return np.copyto(target, source, casting="unsafe")
+    typed = np.empty_like(source[..., :STRIP], target.dtype)
+    for first in range(0, source.shape[-1], STRIP):
+        strip = source[..., first : first + STRIP]
+        np.copyto(typed[..., : strip.shape[-1]], strip, casting="unsafe")
+        np.copyto(target[..., first : first + STRIP], typed[..., : strip.shape[-1]])

@@ -5,11 +5,13 @@ from moejax.checkpoint.hugging_face.families.deepseek import DEEPSEEK_V2, DEEPSE
 from moejax.checkpoint.hugging_face.families.gpt_oss import GPT_OSS
 from moejax.checkpoint.hugging_face.families.llama4 import LLAMA4, LLAMA4_TEXT
 from moejax.checkpoint.hugging_face.families.mixtral import MINIMAX_M2, MIXTRAL, OLMOE
+from moejax.checkpoint.hugging_face.families.qwen2 import QWEN2_MOE
 from moejax.checkpoint.hugging_face.families.qwen3 import GLM4_MOE, QWEN3_MOE
 
 FAMILIES: dict[str, Family] = {
     "mixtral": MIXTRAL,
     "olmoe": OLMOE,
+    "qwen2_moe": QWEN2_MOE,
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,
     "llama4_text": LLAMA4_TEXT,

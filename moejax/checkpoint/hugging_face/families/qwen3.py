@@ -33,10 +33,11 @@ def _qwen3(fields: Fields) -> config.Model:
         hidden=fields.get("moe_intermediate_size"), renormalize=fields.get("norm_topk_prob", default=False),
     )  # fmt: skip
     own = sizes(fields, hidden=fields.get("intermediate_size"), moe=moe, attention=attention)
-    return config.Model(**own, **rotary.read(fields), **stack(*_qwen3_channels(fields)))
+    return config.Model(**own, **rotary.read(fields), **stack(*channels(fields)))
 
 
-def _qwen3_channels(fields: Fields) -> list[str]:
+def channels(fields: Fields) -> list[str]:
+    """Of every layer: dense where it is listed, and between the layers that are sparse every so often."""
     listed, every = fields.get("mlp_only_layers", default=[]), fields.get("decoder_sparse_step", default=1)
     dense = lambda n: n in listed or (n + 1) % every  # noqa: E731
     return ["dense" if dense(n) else "sparse" for n in range(fields.get("num_hidden_layers"))]
