@@ -47,7 +47,7 @@ test-fast: $(STAMP)
 # What CI runs on its second lane: the batteries, and the slow tests that start real runs.
 test-second: test-fast
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not soak" --durations 10 \
-	  tests/report tests/hosts tests/checkpoint tests/mesh tests/data tests/test_cli.py tests/train/test_loop.py tests/train/test_planted.py \
+	  tests/report tests/hosts tests/checkpoint tests/mesh tests/data tests/test_cli.py tests/test_evaluate_script.py tests/train/test_loop.py tests/train/test_planted.py \
 	  tests/train/test_replay.py
 
 # Published families against the implementation they are published with, in an environment that has it: PYTHON must be 3.11.

@@ -10,6 +10,7 @@ version = re.search(r'__version__ = "(.*)"', (here / "moejax" / "__init__.py").r
 
 plot = ["matplotlib"]
 quant = ["qwix"]
+text = ["tokenizers"]
 tests = ["pytest", "pytest-xdist", "jaxtyping", "beartype", "safetensors"]
 
 setup(
@@ -42,8 +43,9 @@ setup(
     extras_require={
         "plot": plot,
         "quant": quant,
+        "text": text,
         "profile": ["xprof", "tensorboard"],
         "tpu": ["jax[tpu]"],
-        "dev": [*plot, *quant, *tests, "ruff", "pyright"],
+        "dev": [*plot, *quant, *text, *tests, "ruff", "pyright"],
     },
 )

@@ -42,6 +42,8 @@ class Batch:
     """Kind of the document a token belongs to, for analysis; the model never reads it."""
     row_ids: Int[Array, " B"]
     """Index of the row within the global batch of the step: the root of the row's noise."""
+    bytes: Int[Array, "B T"] | None = None
+    """Of text that each target adds, for analysis; None where every token is a byte."""
 
 
 @jax.tree_util.register_dataclass

@@ -48,6 +48,10 @@ class Model:
     """Width of one head; even, for rotary pairs."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    further: int = 0
+    """Further tokens that are predicted in training, each by a module with one layer like the last (multi-token prediction)."""
+    further_weight: float = 0.3
+    """Coefficient of their mean loss (DeepSeek-V3 uses 0.3, then 0.1)."""
     rope: Rope = dataclasses.field(default_factory=Rope)
     attention: Attention = dataclasses.field(default_factory=Attention)
     local: Attention = dataclasses.field(default_factory=Attention)
@@ -66,7 +70,7 @@ class Model:
 
 
 def depth(model: Model) -> int:
-    """Layers in all."""
+    """Layers from the embedding to the output."""
     return len(model.first) + model.repeats * len(model.pattern)
 
 
@@ -79,6 +83,8 @@ class Data:
     is known), or prepared (a folder of scripts/prepare.py)."""
     files: str = ""
     """Glob of the files of source files; folder of source prepared."""
+    tokenizer: str = "bytes"
+    """bytes, or a folder with a tokenizer.json and the files beside it that name special ids, as a published model has them."""
     cache: str = "~/.cache/moejax"
     """Folder for tokenised text of the sources python, files and planted."""
     planted_sources: int = 4

@@ -33,7 +33,7 @@ from moejax.checkpoint.hugging_face.files import read_json
 from moejax.checkpoint.hugging_face.published import Published, open_published
 from moejax.checkpoint.hugging_face.weights import BIAS
 from moejax.errors import UserError
-from moejax.train import check, starts, state
+from moejax.train import check, saved, starts, state
 
 CONFIG = cli.config_flag()
 FROM_HF = flags.DEFINE_string("from_hf", None, "folder of a published checkpoint to read")
@@ -45,8 +45,6 @@ FAMILY = flags.DEFINE_string(
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "of the weights that are written: bfloat16 or float32")
 JSON = flags.DEFINE_bool("json", False, "print what was done, tensor by tensor, as JSON")
 
-BESIDE = "tokenizer"
-"""Folder of a workdir for what comes with a published model and is no weight."""
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -70,13 +68,14 @@ def bring_in(workdir: Path) -> dict[str, Any]:
     folder = Path(FROM_HF.value).expanduser()
     starts.require_new(workdir)
     published = open_published(folder)
-    cfg = configure(published)
+    cfg = worded(configure(published), folder)
     check.check(cfg)
     built = build(cfg)
     begun, report = starts.of_published(built, published, Told())
     keep_beside(folder, workdir)
     number = sum(math.prod(leaf.shape) for leaf in starts.leaves_of_published(built).values())
     facts = facts_of("read", published.name, folder, workdir, number, report)
+    cfg = worded(cfg, workdir / saved.TOKENIZER)
     starts.write(workdir, cfg, begun, "converted", **{name: value for name, value in facts.items() if name != "report"})
     return facts
 
@@ -90,6 +89,13 @@ def configure(published: Published) -> config.Config:
     moe = dataclasses.replace(model.moe, **{name: getattr(given.model.moe, name) for name in save.MOE_FREE})
     own = {name: getattr(given.model, name) for name in ("compute_dtype", "remat")}
     return dataclasses.replace(given, model=dataclasses.replace(model, moe=moe, **own))
+
+
+def worded(cfg: config.Config, folder: Path) -> config.Config:
+    """Text in the vocabulary that lies in a folder, where one does."""
+    if not (folder / "tokenizer.json").is_file():
+        return cfg
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, tokenizer=str(folder)))
 
 
 def build(cfg: config.Config) -> state.Built:
@@ -116,9 +122,9 @@ class Told:
 def keep_beside(folder: Path, workdir: Path) -> None:
     """Tokenizer files, and config.json for its token ids."""
     there = [name for name in (*FILES, "config.json") if (folder / name).is_file()]
-    (workdir / BESIDE).mkdir(parents=True, exist_ok=True)
+    (workdir / saved.TOKENIZER).mkdir(parents=True, exist_ok=True)
     for name in there:
-        shutil.copyfile(folder / name, workdir / BESIDE / name)
+        shutil.copyfile(folder / name, workdir / saved.TOKENIZER / name)
 
 
 # ---- out ----------------------------------------------------------------------------------------------------------
@@ -127,28 +133,31 @@ def keep_beside(folder: Path, workdir: Path) -> None:
 def bring_out(workdir: Path) -> dict[str, Any]:
     """A published checkpoint from the last of a run."""
     folder = Path(TO_HF.value).expanduser()
-    last = starts.open_last(workdir, "workdir")
-    try:
-        model, there = last.config.model, last.checkpoints.shapes(last.step)
+    cfg = saved.read_config(workdir)
+    model = cfg.model
+    with saved.checkpoint(workdir, cfg) as (checkpoints, step):
+        there = checkpoints.shapes(step)
         biases = [path for name in ("selection_bias", *save.BIASES) if (path := f"routing/sparse/{name}") in there]
         shapes = {path: leaf for path, leaf in there.items() if path.startswith("parameters/")}
         shapes |= {BIAS: there[biases[0]]} if biases else {}
 
         def read(path: str) -> np.ndarray:
             names = biases if path == BIAS else [path]
-            found = last.checkpoints.load_arrays(last.step, lambda name: name in names)
+            found = checkpoints.load_arrays(step, lambda name: name in names)
             return np.sum([found[name] for name in names], axis=0) if path == BIAS else found[path]
 
-        before = read_json(workdir / BESIDE / "config.json") if (workdir / BESIDE / "config.json").is_file() else {}
+        before = (
+            read_json(workdir / saved.TOKENIZER / "config.json")
+            if (workdir / saved.TOKENIZER / "config.json").is_file()
+            else {}
+        )
         family = FAMILY.value or before.get("model_type") or first_fitting(model)
         report = save.save(
             folder, model, shapes, read, family=family, dtype=DTYPE.value, before=before.get("text_config", before)
         )
-    finally:
-        last.checkpoints.close()
     for name in FILES:
-        if (workdir / BESIDE / name).is_file():
-            shutil.copyfile(workdir / BESIDE / name, folder / name)
+        if (workdir / saved.TOKENIZER / name).is_file():
+            shutil.copyfile(workdir / saved.TOKENIZER / name, folder / name)
     number = sum(int(np.prod(leaf.shape)) for leaf in shapes.values())
     return facts_of("written", family, workdir, folder, number, report)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from moejax import config
-from moejax.data import prepare, source
+from moejax.data import prepare, source, tokenizer
 from moejax.errors import UserError
 
 
@@ -31,15 +31,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make; it must not exist")
     share = config.Data.heldout
     parser.add_argument("--heldout", type=float, default=share, help=f"share of documents for evaluation ({share})")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", default=tokenizer.NAME, help="folder with a tokenizer.json (bytes)"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser.parse_args(arguments)
 
 
 def table(index: dict[str, Any]) -> str:
-    """Documents and tokens of each split, and tokens per label."""
-    lines = [["split", "documents", "tokens", *index["labels"]]]
+    """Documents, bytes and tokens of each split, and tokens per label."""
+    lines = [["split", "documents", "bytes", "tokens", *index["labels"]]]
     for name, split in index["splits"].items():
-        counts = [split["documents"], split["tokens"], *split["tokens_per_label"].values()]
+        counts = [split["documents"], split["bytes"], split["tokens"], *split["tokens_per_label"].values()]
         lines.append([name, *(f"{count:,}" for count in counts)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -50,7 +53,8 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     try:
         documents = source.python_documents() if options.python else source.file_documents(options.files)
-        index = prepare.read_index(prepare.prepare(documents, options.out.expanduser(), options.heldout))
+        tokens = tokenizer.of(options.tokenizer)
+        index = prepare.read_index(prepare.prepare(documents, options.out.expanduser(), options.heldout, tokens))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

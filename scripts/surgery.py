@@ -31,7 +31,7 @@ from moejax.checkpoint.manager import flatten, unflatten
 from moejax.checkpoint.surgery import Surgery
 from moejax.errors import UserError
 from moejax.report import runs
-from moejax.train import check, starts, state
+from moejax.train import check, saved, starts, state
 
 CONFIG = cli.config_flag()
 OPERATION = flags.DEFINE_string("operation", None, "upcycle, grow, prune, merge, permute or restart")
@@ -129,7 +129,7 @@ def main() -> None:
     check.check(cfg)
     source, workdir = Path(FROM.value).expanduser(), Path(WORKDIR.value).expanduser()
     starts.require_new(workdir)
-    before, step, old = starts.read_last(source, "from")
+    before, step, old = saved.read_arrays(source, "--from")
     made = OPERATIONS[OPERATION.value](before.model, cfg.model)
     own = begun(cfg)
     new = made(old, _on_host(own))

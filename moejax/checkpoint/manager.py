@@ -115,11 +115,23 @@ class Checkpoints:
 
         Raises DamagedError where the files cannot be read as written, or an array is not the one that was saved.
         """
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), flatten(template))
-        beside = self._beside(step, {name: (x.shape, str(x.dtype)) for name, x in wanted.items()})
+        wanted = _structs(template)
+        beside = self._beside(step, wanted)
+        return unflatten(self._held(step, wanted, beside["digests"]), template), beside["extra"]
+
+    def restore_part(self, step: int, template: Any) -> Any:
+        """Those arrays of the state of `step` that `template`, a part of its tree, has, with the shardings that it has; the others are
+        not read. Raises as `restore` does."""
+        wanted = _structs(template)
+        saved = self._beside(step, wanted, part=True)["digests"]
+        asked = {name: wanted.get(name, ocp.PLACEHOLDER) for name in {**saved, **wanted}}
+        return unflatten(self._held(step, asked, {name: saved.get(name) for name in wanted}), template)
+
+    def _held(self, step: int, asked: dict[str, Any], saved: dict[str, str]) -> dict[str, Any]:
+        """The arrays that have a digest in `saved`, which they are held to."""
         flat, reason = None, "another host could not read it"
         try:
-            flat = self._keeper.load(step, wanted)
+            flat = self._keeper.load(step, asked)
         except (jax.errors.JaxRuntimeError, MemoryError):  # too little memory is no damage
             raise
         except Exception as error:  # what damage surfaces as depends on the file
@@ -127,15 +139,18 @@ class Checkpoints:
         if not self._agree(flat is not None):
             raise DamagedError(f"checkpoint {step} in {self._folder} cannot be read: {reason}")
         assert flat is not None
-        apart = digests.differing(flat, beside["digests"])
+        flat = {name: flat[name] for name in saved}
+        apart = digests.differing(flat, saved)
         if apart:
             raise DamagedError(
                 f"checkpoint {step} in {self._folder} is not as it was saved: {len(apart)} of {len(flat)} arrays differ ({apart[0]}, ...)"
             )
-        return unflatten(flat, template), beside["extra"]
+        return flat
 
-    def _beside(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        """What was saved beside the arrays. A state of other arrays than wanted is no damage: UserError."""
+    def _beside(self, step: int, asked: dict[str, Any], part: bool = False) -> dict[str, Any]:
+        """What was saved beside the arrays. A state of other arrays than asked for, or with `part` without one of them, is no damage:
+        UserError."""
+        wanted = {name: (x.shape, str(x.dtype)) for name, x in asked.items()}
         found, saved, reason = None, {}, "another host could not read it"
         try:
             described = self._keeper.metadata(step)
@@ -146,7 +161,7 @@ class Checkpoints:
         if not self._agree(bool(found) and found.get("hash") == _hash(found)):
             raise DamagedError(f"checkpoint {step} in {self._folder} has no readable metadata: {reason}")
         assert found is not None
-        apart = [] if wanted == saved else sorted(n for n in {*wanted, *saved} if wanted.get(n) != saved.get(n))
+        apart = sorted(n for n in {*wanted, *(() if part else saved)} if wanted.get(n) != saved.get(n))
         if apart and set(saved) == set(found["digests"]):
             raise UserError(
                 f"checkpoint {step} in {self._folder} is of another model or version: {len(apart)} arrays differ, as {apart[0]} (saved "
@@ -245,6 +260,11 @@ def _leaves(described: Any) -> dict[str, Any]:
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
+
+
+def _structs(template: Any) -> dict[str, Any]:
+    flat = flatten(template)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in flat.items()}
 
 
 def flatten(tree: Any) -> dict[str, Any]:

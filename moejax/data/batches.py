@@ -10,9 +10,9 @@ import numpy as np
 from moejax import config, sharding
 from moejax.arrays import Batch
 from moejax.data.pipeline import Arrays
-from moejax.data.tokenizer import PAD
 
-BLANK = {"tokens": PAD, "targets": PAD, "segments": 0, "valid": False, "labels": 0}
+BLANK = {"tokens": 0, "targets": 0, "segments": 0, "valid": False, "labels": 0, "bytes": 0}
+"""Of a row that is missing: an id of any vocabulary, at no position that counts."""
 
 
 def padded_rows(cfg: config.Config, mesh: jax.sharding.Mesh, rows: int) -> int:
@@ -22,10 +22,11 @@ def padded_rows(cfg: config.Config, mesh: jax.sharding.Mesh, rows: int) -> int:
     return -(-rows // unit) * unit
 
 
-def shardings(mesh: jax.sharding.Mesh) -> Batch:
-    """Where each array of a batch lies."""
+def shardings(mesh: jax.sharding.Mesh, *, counted: bool = False) -> Batch:
+    """Where each array of a batch lies; `counted` where its targets have a number of bytes."""
     rows, positions = sharding.batch_sharding(mesh, 1), sharding.batch_sharding(mesh, 2)
-    return Batch(**{f.name: rows if f.name == "row_ids" else positions for f in dataclasses.fields(Batch)})
+    where = {f.name: positions for f in dataclasses.fields(Batch)}
+    return Batch(**where | {"row_ids": rows, "bytes": positions if counted else None})
 
 
 def rows_of_host(mesh: jax.sharding.Mesh, total: int) -> slice:

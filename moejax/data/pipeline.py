@@ -14,7 +14,6 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from moejax import config
 from moejax.data.prepare import RECORD, load
-from moejax.data.tokenizer import PAD
 from moejax.errors import ConfigError, DamagedError, UserError
 
 DAMAGED = -1
@@ -29,11 +28,12 @@ Arrays = dict[str, np.ndarray]
 class Rows:
     """Random access to the rows of one split: row i predicts the tokens i*T + 1 to i*T + T of the concatenation.
 
-    A row is tokens i32[T], targets i32[T] (PAD past the end), segments i32[T] (documents numbered from 1, 0 past the
-    end), valid bool[T] (the target lies in the same document) and labels i32[T] (0 past the end). Together the
-    rows hold every target once. Raises DamagedError if the folder is not as written, UserError if it has no target.
+    A row is tokens i32[T], targets i32[T] (the pad past the end), segments i32[T] (documents numbered from 1, 0 past
+    the end), valid bool[T] (the target lies in the same document) and labels i32[T] (0 past the end); where tokens are
+    not bytes also bytes i32[T], those of text that the target adds. Together the rows hold every target once. Raises
+    DamagedError if the folder is not as written, UserError if it has no target.
 
-    With `allow_damaged` a record that cannot be read is PAD in place, no position of it or before it is valid, and their labels are
+    With `allow_damaged` a record that cannot be read is padding in place, no position of it or before it is valid, and their labels are
     DAMAGED. `unreadable` are records that count as such, from 0, to rehearse it.
     """
 
@@ -51,6 +51,8 @@ class Rows:
         self.label_names = part.label_names
         self.hash = part.hash
         self.floor = part.floor
+        self._kind, self._pad = part.kind, part.pad
+        self._counted = "bytes" in (part.kind.names or ())
         self._context = context
         self._offsets, self._labels = part.offsets, part.labels
         self._tokens = int(part.offsets[-1])
@@ -68,7 +70,7 @@ class Rows:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         positions = index * self._context + np.arange(self._context + 1)
-        window = np.full(self._context + 1, PAD, np.int32)
+        window = np.full(self._context + 1, self._blank_token())
         read, lost = self._read(index * self._context, min((index + 1) * self._context + 1, self._tokens))
         window[: len(read)] = read
         damaged = np.zeros(len(window), bool)
@@ -79,19 +81,28 @@ class Rows:
         here, there = documents[:-1], documents[1:]
         exists = here < len(self._labels)
         labels = np.where(exists, self._labels[np.where(exists, here, 0)], 0)
+        tokens = window["token"].astype(np.int32)
         return {
-            "tokens": window[:-1],
-            "targets": window[1:],
+            "tokens": tokens[:-1],
+            "targets": tokens[1:],
             "segments": np.where(exists & ~damaged[:-1], here - here[0] + 1, 0).astype(np.int32),
             "valid": (here == there) & exists & ~either,
             "labels": np.where(either, DAMAGED, labels).astype(np.int32),
+            **({"bytes": window["bytes"][1:].astype(np.int32)} if self._counted else {}),
         }
 
     def blank(self) -> Arrays:
         """A row without any valid position."""
         T = self._context
-        padding, zeros = np.full(T, PAD, np.int32), np.zeros(T, np.int32)
-        return {"tokens": padding, "targets": padding, "segments": zeros, "valid": np.zeros(T, bool), "labels": zeros}
+        padding, zeros = np.full(T, self._pad, np.int32), np.zeros(T, np.int32)
+        blank = {"tokens": padding, "targets": padding, "segments": zeros, "valid": np.zeros(T, bool), "labels": zeros}
+        return blank | ({"bytes": zeros} if self._counted else {})
+
+    def _blank_token(self) -> np.ndarray:
+        """The pad, which stands for no text."""
+        token = np.zeros((), self._kind)
+        token["token"] = self._pad
+        return token
 
     def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens start to stop of the concatenation, from the records that hold them; and which of them could not be read."""
@@ -99,7 +110,7 @@ class Rows:
         tokens, lost = [], []
         for number, record in enumerate(self._records(list(range(first, (stop - 1) // RECORD + 1))), start=first):
             size = min(RECORD, self._tokens - number * RECORD)
-            tokens.append(np.full(size, PAD, "<u2") if record is None else np.frombuffer(record, "<u2"))
+            tokens.append(np.full(size, self._blank_token()) if record is None else np.frombuffer(record, self._kind))
             lost.append(np.full(size, record is None))
         part = slice(start - first * RECORD, stop - first * RECORD)
         return np.concatenate(tokens)[part], np.concatenate(lost)[part]

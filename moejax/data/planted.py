@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from moejax import config
-from moejax.data import source
+from moejax.data import source, tokenizer
 from moejax.errors import UserError
 
 LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
@@ -119,5 +119,9 @@ def check(data: config.Data) -> None:
         raise UserError(f"config.data.planted_documents={data.planted_documents} must be at least 2")
     if data.planted_seed < 0:
         raise UserError(f"config.data.planted_seed={data.planted_seed} must not be below 0")
+    if data.tokenizer != tokenizer.NAME:
+        raise UserError(
+            f"config.data.tokenizer={data.tokenizer!r}: planted text is read in bytes; leave it {tokenizer.NAME!r}"
+        )
     if data.context < 2:
         raise UserError(f"config.data.context={data.context} leaves a planted document no letter; set at least 2")

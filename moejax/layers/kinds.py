@@ -29,6 +29,8 @@ class Mixer:
     cache: Callable[[config.Model, int, int, jnp.dtype], Cache]
     """(rows, positions, type) -> an empty cache of one layer."""
     check: Callable[[config.Model], None]
+    cut: tuple[str, ...]
+    """Options of the model that the mesh axis `tensor` cuts, and must divide."""
 
 
 def _grouped_query(section: str) -> Mixer:
@@ -42,13 +44,20 @@ def _grouped_query(section: str) -> Mixer:
         view=lambda model, where, filled: attention.view(model, options(model), where, filled),
         cache=attention.cache,
         check=lambda model: attention.check(model, options(model), section),
+        cut=("kv_heads",),
     )
 
 
 MIXERS: dict[str, Mixer] = {
     "attention": _grouped_query("attention"),
     "local": _grouped_query("local"),
-    "latent": Mixer(lambda model, rngs: LatentAttention(model, rngs=rngs), latent.view, latent.cache, latent.check),
+    "latent": Mixer(
+        make=lambda model, rngs: LatentAttention(model, rngs=rngs),
+        view=latent.view,
+        cache=latent.cache,
+        check=latent.check,
+        cut=("heads",),
+    ),
 }
 CHANNELS = {"dense": Dense, "sparse": Sparse}
 
@@ -87,6 +96,12 @@ def channels(layers: tuple[str, ...]) -> list[str]:
     return [split(kind)[1] for kind in layers]
 
 
+def further(model: config.Model) -> tuple[str, ...]:
+    """The layers of modules that predict further tokens: each like the last of the pattern."""
+    return model.pattern[-1:] * model.further
+
+
 def number(model: config.Model, channel: str) -> int:
-    """Layers of the whole depth with this channel."""
-    return channels(model.first).count(channel) + model.repeats * channels(model.pattern).count(channel)
+    """Layers with this channel, further modules included."""
+    every = (*model.first, *model.pattern * model.repeats, *further(model))
+    return channels(every).count(channel)

@@ -16,7 +16,7 @@ from moejax.layers import attention, init, kinds
 from moejax.layers import context as ctx
 from moejax.layers.feed_forward import Outcome, Side
 from moejax.layers.norms import RMSNorm
-from moejax.models import depth, remat
+from moejax.models import depth, further, remat
 from moejax.moe.inputs import Mode
 from moejax.moe.records import State
 from moejax.moe.replay import Recorded
@@ -65,6 +65,17 @@ class Block(nnx.Module):
         self.layers = nnx.List([Layer(model, kind, rngs=rngs) for kind in model.pattern])
 
 
+class Forward(NamedTuple):
+    """Of whole rows."""
+
+    hidden: Float[Array, "B T D"]
+    """Final hidden vectors."""
+    outcomes: dict[str, Outcome]
+    """What each kind of channel reports, stacked over its layers in order of depth, those of further modules last."""
+    further: list[tuple[Float[Array, "B T D"], Batch]]
+    """Of every module that predicts a further token: hidden vectors, and what they are to predict where."""
+
+
 class Decoder(nnx.Module):
     """Embedding, blocks stacked for the scan, final norm, and the output projection that the loss reads in chunks."""
 
@@ -77,30 +88,43 @@ class Decoder(nnx.Module):
         self.final_norm = RMSNorm(d, model.norm_epsilon)
         self.unembedding = init.normal(rngs, (d, v), ("storage", None), fan_in=d)
         self.first = nnx.List([Layer(model, kind, rngs=rngs) for kind in model.first])
+        layers = (Layer(model, kind, rngs=rngs) for kind in kinds.further(model))
+        self.further = nnx.List([further.Module(model, layer, rngs=rngs) for layer in layers])
 
     def __call__(
         self, batch: Batch, key: Array, mode: Mode, routing: Routing, step: Array, recorded: Recordings | None = None
-    ) -> tuple[Float[Array, "B T D"], dict[str, Outcome]]:
-        """Final hidden vectors, and what each kind of channel reports, stacked over its layers in order of depth.
-
-        `routing` is the state of every kind of channel, `recorded` routing to play back, both stacked alike; `step` the
-        updates made.
-        """
+    ) -> Forward:
+        """`routing` is the state of every kind of channel, `recorded` routing to play back, both stacked like the outcomes; `step` the
+        updates made."""
         where = ctx.of_rows(batch)
         context = ctx.Context(self._views(where, None), ctx.tokens_of(batch, where), key, step)
-        hidden, outcomes, _ = self._layers(batch, context, mode, routing, recorded, no_cache(self.model))
-        return hidden, outcomes
+        states, plays = depth.parted(self.model, routing, {}), depth.parted(self.model, recorded)
+        sides = depth.Parts(*([Side(*p) for p in zip(s, r, strict=True)] for s, r in zip(states, plays, strict=True)))
+        x, outcomes, _ = self._layers(self._embed(batch.tokens), context, mode, sides, no_cache(self.model))
+        last, found, hidden = [], [], x
+        for i, (module, side) in enumerate(zip(self.further, sides.further, strict=True)):
+            own = further.of_depth(batch, i + 1)
+            context = context._replace(tokens=ctx.tokens_of(own, where))
+            hidden = module.joined(hidden, self._embed(own.tokens))
+            number = jnp.int32(config.depth(self.model) + i)
+            hidden, outcome, _ = module.layer(hidden, context, number, mode, side, {})
+            found.append((module.final_norm(hidden), own))
+            last.append(outcome)
+        outcomes = depth.joined(self.model, depth.Parts(outcomes.first, outcomes.blocks, last))
+        return Forward(self.final_norm(x), outcomes, found)
 
     def decode(
         self, batch: Batch, key: Array, mode: Mode, routing: Routing, step: Array, cache: Cache
-    ) -> tuple[Float[Array, "B T D"], dict[str, Outcome], Cache]:
-        """The same of tokens that follow those of the cache, and the cache with them; `filled` counts the valid ones, which come first
-        in each row. Positions may not lie over several devices."""
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Final hidden vectors of tokens that follow those of the cache, and the cache with them; `filled` counts the valid ones, which
+        come first in each row. Positions may not lie over several devices."""
         size = jax.tree.leaves(cache.first + [jax.tree.map(lambda x: x[0], cache.blocks)])[0].shape[1]
         where = ctx.of_cache(batch, cache.filled, size)
         context = ctx.Context(self._views(where, cache.filled), ctx.tokens_of(batch, where), key, step)
-        hidden, outcomes, cache = self._layers(batch, context, mode, routing, None, cache)
-        return hidden, outcomes, cache._replace(filled=cache.filled + jnp.sum(batch.valid, axis=1, dtype=jnp.int32))
+        sides = depth.Parts(*([Side(s, None) for s in states] for states in depth.parted(self.model, routing, {})))
+        x, _, cache = self._layers(self._embed(batch.tokens), context, mode, sides, cache)
+        filled = cache.filled + jnp.sum(batch.valid, axis=1, dtype=jnp.int32)
+        return self.final_norm(x), cache._replace(filled=filled)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """fp32."""
@@ -111,22 +135,15 @@ class Decoder(nnx.Module):
     def _views(self, where: ctx.Where, filled: Array | None) -> dict[str, ctx.View]:
         return {name: kinds.MIXERS[name].view(self.model, where, filled) for name in kinds.mixers(self.model)}
 
+    def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        table = sharding.gather(self.embedding, jnp.dtype(self.model.compute_dtype))
+        return table.at[tokens].get(out_sharding=sharding.spec("batch", "position", None))
+
     def _layers(
-        self,
-        batch: Batch,
-        context: ctx.Context,
-        mode: Mode,
-        routing: Routing,
-        recorded: Recordings | None,
-        cache: Cache,
-    ) -> tuple[Float[Array, "B T D"], dict[str, Outcome], Cache]:
+        self, x: Float[Array, "B T D"], context: ctx.Context, mode: Mode, sides: depth.Parts, cache: Cache
+    ) -> tuple[Float[Array, "B T D"], depth.Parts, Cache]:
+        """Through all layers but those of further modules: the residual stream, outcomes, and the cache."""
         model = self.model
-        table = sharding.gather(self.embedding, jnp.dtype(model.compute_dtype))
-        x = table.at[batch.tokens].get(out_sharding=sharding.spec("batch", "position", None))
-        states, plays = depth.parted(model, routing, {}), depth.parted(model, recorded)
-        sides_first, sides = (
-            [Side(*pair) for pair in zip(s, p, strict=True)] for s, p in zip(states, plays, strict=True)
-        )
 
         def body(x: Array, scanned: tuple) -> tuple[Array, tuple[list[Outcome], list[attention.Cache]]]:
             layers, number, sides, caches = scanned
@@ -139,12 +156,11 @@ class Decoder(nnx.Module):
             return x, (outcomes, kept)
 
         body = remat.wrap(body, model.remat)
-        x, (of_first, kept_first) = body(x, (list(self.first), jnp.int32(0), sides_first, cache.first))
+        x, (of_first, kept_first) = body(x, (list(self.first), jnp.int32(0), sides.first, cache.first))
         numbers = len(model.first) + len(model.pattern) * jnp.arange(model.repeats, dtype=jnp.int32)
-        scanned = (list(self.blocks.layers), numbers, sides, cache.blocks)
+        scanned = (list(self.blocks.layers), numbers, sides.blocks, cache.blocks)
         x, (outcomes, kept) = jax.lax.scan(body, x, scanned, unroll=model.unroll)
-        found = depth.joined(model, of_first, outcomes)
-        return self.final_norm(x), found, Cache(kept_first, kept, cache.filled)
+        return x, depth.Parts(of_first, outcomes, []), Cache(kept_first, kept, cache.filled)
 
 
 def no_cache(model: config.Model) -> Cache:
@@ -176,6 +192,11 @@ def check(model: config.Model) -> None:
     if model.unroll < 1 or model.repeats % model.unroll:
         raise ConfigError(
             f"model.unroll={model.unroll} does not divide model.repeats={model.repeats}; choose a divisor"
+        )
+    if model.further < 0 or model.further_weight < 0:
+        raise ConfigError(
+            f"model.further={model.further}, model.further_weight={model.further_weight}: a number of tokens (0 for none) and a "
+            f"coefficient, none negative"
         )
     kinds.check(model)
     remat.check(model.remat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,27 +35,49 @@ def of_layers(channels: list[str], stacked: dict[str, Any] | None, missing: Any 
     return [one(i, kind) for i, kind in enumerate(channels)]
 
 
-def parted(model: config.Model, stacked: dict[str, Any] | None, missing: Any = None) -> tuple[list[Any], list[Any]]:
-    """Per kind [layers, ...] of the whole depth -> of every layer of `first`, and [repeats, ...] of every layer of the pattern."""
-    first = kinds.channels(model.first)
-    own, rest = [missing] * len(first), dict(stacked or {})
-    for i, kind in enumerate(first):
-        if kind in rest:
-            own[i] = jax.tree.map(lambda x: x[0], rest[kind])
-            rest[kind] = jax.tree.map(lambda x: x[1:], rest[kind])
-    return own, of_layers(kinds.channels(model.pattern), rest, missing)
+class Parts(NamedTuple):
+    """Something of every layer, in order of depth."""
+
+    first: list[Any]
+    blocks: list[Any]
+    """Of every layer of the pattern [repeats, ...]."""
+    further: list[Any]
 
 
-def joined(model: config.Model, first: list[Outcome], blocks: list[Outcome]) -> dict[str, Outcome]:
-    """The inverse: outcomes of every layer of `first` [...] and of every layer of the pattern [repeats, ...] -> per kind [layers, ...]."""
-    found = by_kind(kinds.channels(model.pattern), blocks)
-    for kind, outcome in reversed(list(zip(kinds.channels(model.first), first, strict=True))):
-        if outcome:
-            one = jax.tree.map(lambda x: x[None], outcome)
-            found[kind] = jax.tree.map(
-                lambda *parts: jnp.concatenate(parts), one, *([found[kind]] if kind in found else [])
-            )
+def parted(model: config.Model, stacked: dict[str, Any] | None, missing: Any = None) -> Parts:
+    """Per kind [layers, ...] of the whole depth -> of every layer."""
+    rest = dict(stacked or {})
+    first = [_taken(rest, kind, 0, missing) for kind in kinds.channels(model.first)]
+    further = [_taken(rest, kind, -1, missing) for kind in kinds.channels(kinds.further(model))]
+    return Parts(first, of_layers(kinds.channels(model.pattern), rest, missing), further[::-1])
+
+
+def _taken(rest: dict[str, Any], kind: str, end: int, missing: Any) -> Any:
+    """The first or the last of the stacked layers of a kind, which `rest` then has no more."""
+    if kind not in rest:
+        return missing
+    whole = rest[kind]
+    rest[kind] = jax.tree.map(lambda x: x[:-1] if end else x[1:], whole)
+    return jax.tree.map(lambda x: x[end], whole)
+
+
+def joined(model: config.Model, parts: Parts) -> dict[str, Outcome]:
+    """The inverse: outcomes of every layer -> per kind [layers, ...]."""
+    found = by_kind(kinds.channels(model.pattern), parts.blocks)
+    for kind, outcome in reversed(list(zip(kinds.channels(model.first), parts.first, strict=True))):
+        _put(found, kind, outcome, before=True)
+    for kind, outcome in zip(kinds.channels(kinds.further(model)), parts.further, strict=True):
+        _put(found, kind, outcome, before=False)
     return found
+
+
+def _put(found: dict[str, Outcome], kind: str, outcome: Outcome, before: bool) -> None:
+    """The outcome of one layer at an end of those of its kind."""
+    if not outcome:
+        return
+    pieces = [jax.tree.map(lambda x: x[None], outcome), *([found[kind]] if kind in found else [])]
+    pieces = pieces if before else pieces[::-1]
+    found[kind] = jax.tree.map(lambda *xs: jnp.concatenate(xs), *pieces)
 
 
 def _interleave(*parts: Array) -> Array:

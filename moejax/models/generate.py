@@ -137,7 +137,7 @@ class Generator:
         ids = jax.reshard(jnp.arange(tokens.shape[0], dtype=jnp.int32), sharding.spec("batch"))
         batch = Batch(tokens, tokens, jnp.ones_like(tokens), valid, jnp.zeros_like(tokens), ids)
         mode, key = Mode(training=False, capacity_factor=None), jax.random.key(0)  # nothing is drawn
-        hidden, _, cache = self._build(parameters).decode(batch, key, mode, routing, step, turn.cache)
+        hidden, cache = self._build(parameters).decode(batch, key, mode, routing, step, turn.cache)
         last = jnp.sum(valid, axis=1, dtype=jnp.int32) - 1
         hit = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] == last[:, None]
         newest = jnp.sum(jnp.where(hit[..., None], hidden, 0), axis=1, dtype=hidden.dtype)

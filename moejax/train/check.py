@@ -57,18 +57,24 @@ def _check_experts(cfg: config.Config) -> None:
 
 
 def _check_storage(cfg: config.Config) -> None:
-    parts = _devices(cfg, sharding.axes("storage"))
-    if cfg.model.width % parts:
-        raise ConfigError(
-            f"mesh.fsdp * mesh.expert = {parts} does not divide model.width={cfg.model.width}, which dense parameters are "
-            f"stored sharded on; choose a product from {_divisors(cfg.model.width)}"
-        )
+    """Widths that dense parameters are stored sharded on."""
+    parts, model = _devices(cfg, sharding.axes("storage")), cfg.model
+    widths = {"model.width": model.width}
+    if "latent" in kinds.mixers(model):
+        widths |= {"model.latent.rank": model.latent.rank, "model.latent.query_rank": model.latent.query_rank}
+    for name, width in widths.items():
+        if width % parts:
+            raise ConfigError(
+                f"mesh.fsdp * mesh.expert = {parts} does not divide {name}={width}, which dense parameters are stored sharded on; "
+                f"choose a product from {_divisors(width)}"
+            )
 
 
 def _check_tensor(cfg: config.Config) -> None:
     """What `tensor` cuts outside experts."""
     model, tensor = cfg.model, cfg.mesh.tensor
-    cut = {"model.kv_heads": model.kv_heads, "model.loss_chunk": model.loss_chunk}
+    cut = {"model.loss_chunk": model.loss_chunk}
+    cut |= {f"model.{name}": getattr(model, name) for mixer in kinds.mixers(model) for name in kinds.MIXERS[mixer].cut}
     if kinds.number(model, "dense"):
         cut["model.hidden"] = model.hidden
     if kinds.number(model, "sparse"):
@@ -108,12 +114,18 @@ def _product(cfg: config.Config, axes: tuple[str, ...]) -> str:
     return f"{' * '.join(f'mesh.{axis}' for axis in cut)} = {_devices(cfg, axes)}"
 
 
-def _check_data(cfg: config.Config) -> None:
-    if cfg.model.vocab_size < tokenizer.VOCABULARY:
+def check_vocabulary(cfg: config.Config) -> None:
+    """Every token of the data has a row in the model's embedding."""
+    vocabulary = tokenizer.of(cfg.data.tokenizer).vocabulary
+    if cfg.model.vocab_size < vocabulary:
         raise ConfigError(
-            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {tokenizer.VOCABULARY} tokens of the data; "
-            f"set it to at least {tokenizer.VOCABULARY}"
+            f"model.vocab_size={cfg.model.vocab_size} is smaller than the {vocabulary} tokens of data.tokenizer="
+            f"{cfg.data.tokenizer!r}; set it to at least {vocabulary}"
         )
+
+
+def _check_data(cfg: config.Config) -> None:
+    check_vocabulary(cfg)
     for name in ("batch", "context"):
         if getattr(cfg.data, name) < 1:
             raise ConfigError(f"data.{name}={getattr(cfg.data, name)}: at least 1")

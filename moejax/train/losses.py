@@ -1,6 +1,7 @@
 """The loss as a pure function of sums over the global batch: what is differentiated is what is logged.
 
-sums = {"nats", "targets", "layers": {kind: {name: [layers, ...]}}}
+sums = {"nats", "targets", "bytes" where tokens are not bytes, "layers": {kind: {name: [layers, ...]}},
+        "further": {"nats", "targets"} [modules] where further tokens are predicted}
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from moejax import config, sharding
+from moejax.arrays import Batch
 from moejax.models.decoder import Routing
 from moejax.moe import balancers
 from moejax.moe.balancers import share
@@ -44,9 +46,13 @@ def vocabulary_nats(
     return log_z - picked
 
 
-def token_sums(nats: Float[Array, "B T"], valid: Bool[Array, "B T"], layout: Layout) -> Sums:
-    """Nats and number of the valid targets, by shard."""
-    return {"nats": by_shard(jnp.where(valid, nats, 0), layout), "targets": by_shard(valid.astype(jnp.int32), layout)}
+def token_sums(nats: Float[Array, "B T"], batch: Batch, layout: Layout) -> Sums:
+    """Nats, number and (where they are not one each) bytes of the valid targets, by shard."""
+    counts = {"targets": batch.valid.astype(jnp.int32)}
+    if batch.bytes is not None:
+        counts["bytes"] = jnp.where(batch.valid, batch.bytes, 0)
+    sums = {"nats": jnp.where(batch.valid, nats, 0)} | counts
+    return {name: by_shard(x, layout) for name, x in sums.items()}
 
 
 def by_shard(x: Array, layout: Layout) -> Array:
@@ -79,14 +85,18 @@ def reduced(tree: Any, layout: Layout) -> Any:
     return jax.tree.unflatten(structure, totals)
 
 
-def objective(sums: Sums, routing: Routing, moe: config.MoE) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean nats per target plus the balancers' losses averaged over layers, and these parts by name.
+def objective(sums: Sums, routing: Routing, model: config.Model) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Mean nats per target, those of further targets averaged over modules, the balancers' losses averaged over layers, and these parts
+    by name.
 
     `routing` is the state that the step began with; adaptive weights are in it. A balancer with coefficient 0 is reported
     and not added; the parts are without coefficients and weights.
     """
     parts = {"cross_entropy": share(sums["nats"], sums["targets"])}
-    loss = parts["cross_entropy"]
+    loss, moe = parts["cross_entropy"], model.moe
+    if "further" in sums:
+        parts["further"] = jnp.mean(share(sums["further"]["nats"], sums["further"]["targets"]))
+        loss = loss + model.further_weight * parts["further"]
     kinds = [balancers.losses(stats, routing.get(kind, {}), moe) for kind, stats in sums["layers"].items()]
     for name in kinds[0] if kinds else ():
         values, weights = (jnp.concatenate(parts) for parts in zip(*(kind[name] for kind in kinds), strict=True))

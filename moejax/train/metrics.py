@@ -19,7 +19,7 @@ Numbers = dict[str, float | int]
 def of_training(sums: Sums, moe: config.MoE) -> Numbers:
     """What metrics.jsonl holds of a training step. `train/loss` is the loss that was differentiated."""
     numbers = {f"train/{name}": float(value) for name, value in sums["parts"].items()}
-    numbers["train/bits_per_byte"] = numbers["train/cross_entropy"] / math.log(2)
+    numbers["train/bits_per_byte"] = bits_per_byte(sums["nats"], sums.get("bytes", sums["targets"]))
     numbers["train/targets"] = int(sums["targets"])
     numbers["train/gradient_norm"] = float(sums["gradient_norm"])
     numbers["train/skipped_steps"] = int(sums["guard"]["skipped"])
@@ -29,17 +29,24 @@ def of_training(sums: Sums, moe: config.MoE) -> Numbers:
 
 
 def of_evaluation(sums: Sums, moe: config.MoE, label_names: tuple[str, ...], prefix: str) -> Numbers:
-    """Held-out loss in nats per target and bits per byte, whole and by label. One byte token is one byte."""
-    nats = float(sums["nats"]) / max(int(sums["targets"]), 1)
+    """Held-out loss in nats per target and bits per byte, whole and by label. Where the sums count no bytes, a target is one."""
+    read, of_labels = sums.get("bytes", sums["targets"]), sums.get("label_bytes", sums["label_targets"])
     numbers = {
-        f"{prefix}/loss": nats,
-        f"{prefix}/bits_per_byte": nats / math.log(2),
+        f"{prefix}/loss": float(sums["nats"]) / max(int(sums["targets"]), 1),
+        f"{prefix}/bits_per_byte": bits_per_byte(sums["nats"], read),
         f"{prefix}/targets": int(sums["targets"]),
     }
-    for name, of_label, count in zip(label_names, sums["label_nats"], sums["label_targets"], strict=True):
+    if "bytes" in sums:
+        numbers[f"{prefix}/bytes"] = int(read)
+    for name, nats, count in zip(label_names, sums["label_nats"], of_labels, strict=True):
         if count:
-            numbers[f"{prefix}/bits_per_byte/{name}"] = float(of_label) / int(count) / math.log(2)
+            numbers[f"{prefix}/bits_per_byte/{name}"] = bits_per_byte(nats, count)
     return numbers | {f"{prefix}/{key}": value for key, value in of_routing(sums, moe).items()}
+
+
+def bits_per_byte(nats: Any, read: Any) -> float:
+    """Of a sum of nats over targets that stand for so many bytes of text."""
+    return float(nats) / max(int(read), 1) / math.log(2)
 
 
 def of_routing(sums: Sums, moe: config.MoE) -> Numbers:

@@ -1,10 +1,9 @@
-"""Runs that begin with a state made elsewhere: the last checkpoint of another run, and step 0 of a new workdir."""
+"""Runs that begin with a state made elsewhere: published weights, and step 0 of a new workdir."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,45 +14,10 @@ from moejax.checkpoint.hugging_face.published import Published
 from moejax.checkpoint.hugging_face.stream import Progress, stream
 from moejax.checkpoint.hugging_face.weights import BIAS
 from moejax.checkpoint.manager import Checkpoints, flatten, unflatten
-from moejax.errors import DamagedError, UserError
+from moejax.errors import UserError
 from moejax.train import state as states
 from moejax.train.state import TrainState
 from moejax.train.workdir import Workdir
-
-
-class Last(NamedTuple):
-    """The last checkpoint of a run. The caller closes `checkpoints`."""
-
-    config: config.Config
-    step: int
-    checkpoints: Checkpoints
-
-
-def open_last(workdir: Path, flag: str) -> Last:
-    """Finds it. `flag` names the option in messages. Raises UserError where there is none."""
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"--{flag}={workdir} is no run: it has no config.json; give the --workdir of scripts/train.py")
-    try:
-        cfg = config.from_dict(json.loads((workdir / "config.json").read_text()))
-    except json.JSONDecodeError as error:
-        raise DamagedError(
-            f"{workdir / 'config.json'} is not JSON ({error}); restore it from the run's command"
-        ) from error
-    checkpoints = Checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    step = checkpoints.latest()
-    if step is None:
-        checkpoints.close()
-        raise UserError(f"--{flag}={workdir} holds no checkpoint yet; wait for one, or lower its checkpoint.every")
-    return Last(cfg, step, checkpoints)
-
-
-def read_last(workdir: Path, flag: str) -> tuple[config.Config, int, dict[str, np.ndarray]]:
-    """Config, step and the whole state on the host."""
-    last = open_last(workdir, flag)
-    try:
-        return last.config, last.step, last.checkpoints.load_arrays(last.step)
-    finally:
-        last.checkpoints.close()
 
 
 def of_published(

@@ -92,6 +92,14 @@ def begin(built: Built, values: Any) -> TrainState:
     return TrainState(step, values, moments, kept, watched)
 
 
+def template(built: Built) -> TrainState:
+    """Shapes and shardings of what a forward pass reads: step, parameters and routing state. No array is made of parameters."""
+    whole = sharding.replicated(built.mesh)
+    kept = jax.eval_shape(lambda: routing.init(built.config.model))
+    kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), kept)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), abstract(built), None, kept, None)
+
+
 def count_parameters(built: Built, parameters: Any) -> tuple[int, int]:
     """Parameters in all, and those that one token meets: of routed experts, top_k of num_experts."""
     moe = built.config.model.moe

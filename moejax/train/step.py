@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from moejax import compat, config, sharding
 from moejax.arrays import Batch
-from moejax.data import batches
+from moejax.data import batches, tokenizer
 from moejax.data.pipeline import DAMAGED
+from moejax.layers.feed_forward import Outcome
 from moejax.models.decoder import Recordings, Routing
 from moejax.moe import balancers, noise
 from moejax.moe.inputs import Mode
@@ -30,6 +32,11 @@ class Setting(NamedTuple):
     step: jax.Array
 
 
+def batch_shardings(built: Built) -> Batch:
+    """Where a run's batches lie."""
+    return batches.shardings(built.mesh, counted=built.config.data.tokenizer != tokenizer.NAME)
+
+
 def training_mode(cfg: config.Config) -> Mode:
     return Mode(training=True, capacity_factor=cfg.model.moe.capacity_factor, record=cfg.train.record_every > 0)
 
@@ -39,23 +46,56 @@ def setting(built: Built, state: TrainState) -> Setting:
     return Setting(noise.step_key(built.config.train.seed, state.step), state.routing, state.step)
 
 
+def still(state: TrainState) -> Setting:
+    """Of an evaluation: the noise of no step."""
+    return Setting(jax.random.key(0), state.routing, state.step)
+
+
+class Nats(NamedTuple):
+    """What a forward pass says of every target."""
+
+    nats: Float[Array, "B T"]
+    """-log p."""
+    outcomes: dict[str, Outcome]
+    """What the layers report."""
+    further: list[tuple[Float[Array, "B T"], Batch]]
+    """The same of every module that predicts a further token, and what it predicts where."""
+
+
+def nats_of(
+    built: Built, parameters: Any, batch: Batch, at: Setting, mode: Mode, recorded: Recordings | None = None
+) -> Nats:
+    """The forward pass."""
+    model, chunk = built.model(parameters), built.config.model.loss_chunk
+    hidden, outcomes, further = model(batch, at.key, mode, at.routing, at.step, recorded)
+    unembedding = sharding.gather(model.unembedding, hidden.dtype)
+
+    def nats(hidden: Array, targets: Array) -> Float[Array, "B T"]:
+        return losses.vocabulary_nats(hidden, unembedding, targets, chunk)
+
+    return Nats(nats(hidden, batch.targets), outcomes, [(nats(h, own.targets), own) for h, own in further])
+
+
 def sums_of(
     built: Built, parameters: Any, batch: Batch, at: Setting, mode: Mode, recorded: Recordings | None = None
 ) -> tuple[Sums, Recordings]:
     """The forward pass of one microbatch, as named sums over its valid tokens, reduced over the mesh; and its routing where
     the mode records."""
-    moe, model, label_kinds = built.config.model.moe, built.model(parameters), mode.label_kinds
+    moe = built.config.model.moe
     layout = sharding.LAYOUTS[moe.tensor]
-    hidden, outcomes = model(batch, at.key, mode, at.routing, at.step, recorded)
-    unembedding = sharding.gather(model.unembedding, hidden.dtype)
-    nats = losses.vocabulary_nats(hidden, unembedding, batch.targets, built.config.model.loss_chunk)
-    sums = losses.token_sums(nats, batch.valid, layout)
-    if label_kinds:
+    nats, outcomes, further = nats_of(built, parameters, batch, at, mode, recorded)
+    sums = losses.token_sums(nats, batch, layout)
+    if further:
+        each = [losses.token_sums(of_module, own, layout) for of_module, own in further]
+        sums["further"] = jax.tree.map(lambda *sums: jnp.stack(sums, axis=1), *each)
+    if mode.label_kinds:
         of_label = batch.valid[..., None] & (
-            batch.labels[..., None] == jnp.arange(label_kinds, dtype=jnp.int32)[None, None]
+            batch.labels[..., None] == jnp.arange(mode.label_kinds, dtype=jnp.int32)[None, None]
         )
         sums["label_nats"] = losses.by_shard(jnp.where(of_label, nats[..., None], 0), layout)
         sums["label_targets"] = losses.by_shard(of_label.astype(jnp.int32), layout)
+        if batch.bytes is not None:
+            sums["label_bytes"] = losses.by_shard(jnp.where(of_label, batch.bytes[..., None], 0), layout)
     if built.config.data.allow_damaged:
         sums["damaged_targets"] = losses.by_shard((batch.labels == DAMAGED).astype(jnp.int32), layout)
     sums["layers"] = {kind: jax.tree.map(lambda s: s.swapaxes(0, 1), o["sums"]) for kind, o in outcomes.items()}
@@ -80,11 +120,11 @@ def gradients(
     built: Built, parameters: Any, batch: Batch, at: Setting, recorded: Recordings | None = None
 ) -> tuple[Any, Sums, Recordings]:
     """The gradient of `losses.objective` of the global batch, the global sums, and the routing where the config records."""
-    moe, mode = built.config.model.moe, training_mode(built.config)
+    mode = training_mode(built.config)
 
     def loss(parameters: Any) -> tuple[jax.Array, tuple[Sums, Recordings]]:
         sums, routed = sums_of(built, parameters, batch, at, mode, recorded)
-        return losses.objective(sums, at.routing, moe)[0], (sums, routed)
+        return losses.objective(sums, at.routing, built.config.model)[0], (sums, routed)
 
     slope, (sums, routed) = jax.grad(loss, has_aux=True)(parameters)
     return slope, sums, routed
@@ -114,7 +154,7 @@ def accumulated_gradients(
 
     total, routed = jax.lax.scan(counted, zero, parts)
     real, counts = _split_by_kind(total)
-    slope = jax.grad(lambda real: losses.objective(_join(real, counts), at.routing, cfg.model.moe)[0])(real)
+    slope = jax.grad(lambda real: losses.objective(_join(real, counts), at.routing, cfg.model)[0])(real)
 
     def part_loss(parameters: Any, part: tuple[Batch, Recordings | None]) -> jax.Array:
         mine, _ = _split_by_kind(sums_of(built, parameters, part[0], at, mode, part[1])[0])
@@ -190,7 +230,7 @@ def make_train_step(
             slope = jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), slope)
         updates, moments = built.transform.update(slope, state.optimizer, state.parameters)
         number = state.step + 1
-        sums["parts"] = losses.objective(sums, state.routing, cfg.model.moe)[1]
+        sums["parts"] = losses.objective(sums, state.routing, cfg.model)[1]
         sums["gradient_norm"] = optax.tree.norm(slope)
         new = (
             optax.apply_updates(state.parameters, updates),
@@ -204,10 +244,21 @@ def make_train_step(
         return TrainState(number, parameters, moments, kept, sums["guard"]), sums, routed
 
     where = jax.tree.map(lambda x: x.sharding, state)
-    rows, whole = batches.shardings(built.mesh), sharding.replicated(built.mesh)
+    rows, whole = batch_shardings(built), sharding.replicated(built.mesh)
     inputs = (where, rows, sharding.groups_sharding(built.mesh)) if replay else (where, rows)
     options = compat.overlapping(built.mesh.devices.flat[0].platform) if built.config.train.overlap else {}
     return jax.jit(step, in_shardings=inputs, out_shardings=(where, whole, whole), donate_argnums=0, **options)
+
+
+def make_score_step(built: Built, state: TrainState, mode: Mode) -> Callable[[TrainState, Batch], Float[Array, "B T"]]:
+    """(state, batch) -> -log p of every target in nats, whole on every device. Nothing of the state moves."""
+
+    def step(state: TrainState, batch: Batch) -> Array:
+        return nats_of(built, state.parameters, batch, still(state), mode).nats
+
+    where = jax.tree.map(lambda x: x.sharding, state)
+    rows, whole = batches.shardings(built.mesh), sharding.replicated(built.mesh)
+    return jax.jit(step, in_shardings=(where, rows), out_shardings=whole)
 
 
 def make_eval_step(
@@ -216,8 +267,8 @@ def make_eval_step(
     """(state, batch) -> (sums, routing), with the noise of no step. Nothing of the state moves."""
 
     def step(state: TrainState, batch: Batch) -> tuple[Sums, Recordings]:
-        return sums_of(built, state.parameters, batch, Setting(jax.random.key(0), state.routing, state.step), mode)
+        return sums_of(built, state.parameters, batch, still(state), mode)
 
     where = jax.tree.map(lambda x: x.sharding, state)
-    rows, whole = batches.shardings(built.mesh), sharding.replicated(built.mesh)
+    rows, whole = batch_shardings(built), sharding.replicated(built.mesh)
     return jax.jit(step, in_shardings=(where, rows), out_shardings=whole)

@@ -88,7 +88,7 @@ def _forward(cfg):
 
     def logits(parameters, kept, batch):
         model = built.model(parameters)
-        hidden, _ = model(batch, noise.step_key(0, jnp.int32(0)), Mode(False, factor), kept, jnp.int32(0))
+        hidden, *_ = model(batch, noise.step_key(0, jnp.int32(0)), Mode(False, factor), kept, jnp.int32(0))
         return hidden @ model.unembedding[...]
 
     with jax.set_mesh(built.mesh):

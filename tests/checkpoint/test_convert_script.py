@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoint.published_models import CONFIGS, read, write
+from data import tiny_tokenizer
 from models.published import leaves
 from train import small
 
 from moejax.checkpoint.hugging_face import outline
 from moejax.checkpoint.hugging_face.families import FAMILIES
 from moejax.checkpoint.hugging_face.save import save
-from moejax.train import starts
+from moejax.train import saved
 
-TREE = CONFIGS["mixtral"] | {"vocab_size": 264, "num_local_experts": 4, "sliding_window": None}
+TREE = CONFIGS["mixtral"] | {"vocab_size": 304, "num_local_experts": 4, "sliding_window": None}
 
 
 def tensors():
@@ -28,13 +29,22 @@ def tensors():
 
 @pytest.mark.slow
 def test_in_and_out_from_the_command_line(tmp_path):
-    """Published again at step 0 it is what it was, bit for bit, tokenizer beside; with two devices as with one; and it trains on."""
-    text, folder, run = small.prepared(tmp_path / "text"), tmp_path / "published", tmp_path / "run"
+    """Published again at step 0 it is what it was, bit for bit, tokenizer beside; with two devices as with one; it trains on in its own
+    vocabulary, and speaks."""
+    folder, run = tiny_tokenizer.folder(tmp_path / "published"), tmp_path / "run"
+    words = (folder / "tokenizer.json").read_text()
+    for document in small.documents():
+        (tmp_path / f"{document.name}.txt").write_bytes(document.text)
+    text = {
+        "data.source": "files",
+        "data.files": str(tmp_path / "*.txt"),
+        "data.cache": str(tmp_path / "tokens"),
+        "data.heldout": 0.25,
+    }
     call = lambda script, *arguments, **how: small.finish(small.start(script, *arguments, **how))  # noqa: E731
     write(folder, "mixtral", tensors(), TREE)
-    (folder / "tokenizer.json").write_text("{}")
     options = [
-        *small.flags(text, **{"data.batch": 2, "train.steps": 1, "train.warmup": 0, "mesh.fsdp": 2}),
+        *small.flags(tmp_path, **text, **{"data.batch": 2, "train.steps": 1, "train.warmup": 0, "mesh.fsdp": 2}),
         f"--workdir={run}",
     ]
     code, out, err = call("convert", f"--from_hf={folder}", *options, "--json", devices=2)
@@ -49,7 +59,7 @@ def test_in_and_out_from_the_command_line(tmp_path):
     assert again.keys() == tensors().keys() and all(
         again[name].tobytes() == x.tobytes() for name, x in tensors().items()
     )
-    assert (tmp_path / "again" / "tokenizer.json").read_text() == "{}"
+    assert (tmp_path / "again" / "tokenizer.json").read_text() == words
     assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == [1, 2]
 
     code, out, err = call(
@@ -58,6 +68,9 @@ def test_in_and_out_from_the_command_line(tmp_path):
     assert code == 0, err
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events][:2] == ["converted", "resumed"] and events[1]["step"] == 0
+
+    code, out, err = call("generate", f"--workdir={run}", "--prompt=the router", "--tokens=4")
+    assert code == 0 and "4 tokens at step 1" in out, err
 
     code, out, err = call("convert", f"--from_hf={folder}", *options)
     assert code == 2 and "already holds a run" in err and err.count("\n") == 1, err
@@ -86,7 +99,7 @@ def test_a_bias_that_training_moved_is_published(tmp_path):
         code, _, err = small.finish(small.start(script, *arguments, devices=2))
         assert code == 0, err
 
-    _, number, kept = starts.read_last(run, "workdir")
+    _, number, kept = saved.read_arrays(run)
     came, moved = kept["routing/sparse/selection_bias"], kept["routing/sparse/sign_bias"]
     np.testing.assert_array_equal(came, values["routing/sparse/selection_bias"])
     assert number == 3 and np.abs(moved).max() >= 0.01
@@ -95,5 +108,5 @@ def test_a_bias_that_training_moved_is_published(tmp_path):
         written = again[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"]
         assert written.dtype == np.float32
         np.testing.assert_array_equal(written, came[row] + moved[row])
-    _, _, second = starts.read_last(tmp_path / "second", "workdir")
+    _, _, second = saved.read_arrays(tmp_path / "second")
     np.testing.assert_array_equal(second["routing/sparse/selection_bias"], came + moved)

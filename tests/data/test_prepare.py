@@ -44,6 +44,7 @@ def test_counts(folder, tmp_path):
     for split, part in parts.items():
         tokens = {label: sum(len(d.text) + 1 for d in part if d.label == label) for label in "ab"}
         counts = {"documents": len(part), "tokens": sum(tokens.values()), "tokens_per_label": tokens}
+        counts |= {"bytes": sum(len(d.text) for d in part), "record": [["token", "<u2"]]}
         assert index["splits"][split] == counts
         assert prepare.load(folder, split).offsets[-1] == counts["tokens"]
     assert (index["near_copies"], index["vocabulary"], index["labels"]) == (0, 258, ["a", "b"])
@@ -80,7 +81,7 @@ def test_damage_is_detected(folder, name, damage):
 def test_another_format_is_no_damage(folder):
     index = prepare.read_index(folder) | {"format": 0}
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="has format 0, this code reads 1; prepare it again"):
+    with pytest.raises(UserError, match="has format 0, this code reads 2; prepare it again"):
         prepare.load(folder, "train")
 
 
@@ -133,10 +134,11 @@ def test_script_prints_the_same_numbers_as_table_and_json(script, texts, tmp_pat
     counts = json.loads(capsys.readouterr().out)
     script.main([f"--files={texts.files}", f"--out={tmp_path / 'two'}", "--heldout=0.3"])
     header, *rows, copies = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert header == ["split", "documents", "tokens", "txt"]
-    for name, documents, tokens, txt in rows:
+    assert header == ["split", "documents", "bytes", "tokens", "txt"]
+    for name, documents, size, tokens, txt in rows:
         split = counts["splits"][name]
         assert (int(documents), int(tokens), int(txt)) == (split["documents"], split["tokens"], split["tokens"])
+        assert int(size) == split["bytes"] == split["tokens"] - split["documents"]
     assert copies[-1] == str(counts["near_copies"]) == "0"
 
 

@@ -13,6 +13,8 @@ from moejax.train import state
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "shapes.md").read_text()
 EVERYTHING = {
+    "model.first": ("latent+dense",), "model.latent.query_rank": 8, "model.attention.norm": "whole", "model.attention.sinks": True,
+    "model.attention.bias": True, "model.attention.out_bias": True, "model.further": 1, "model.moe.router_bias": True,
     "model.pattern": ("attention+dense", "attention+sparse"), "model.moe.shared_hidden": 8, "model.moe.shared_gate": True,
     "model.moe.latent": 8, "model.moe.expert_bias": True, "model.moe.zero_experts": ("constant",), "model.moe.router": "noisy_topk",
 }  # fmt: skip
@@ -29,9 +31,10 @@ def stated():
 
 
 def short(path):
-    """`channel.router.logits` of the path of a parameter, without the blocks it is stacked over."""
+    """`channel.router.logits` of the path of a parameter, without the layer it is of, and whether it is stacked over blocks."""
     parts = [str(getattr(p, "key", getattr(p, "idx", p))) for p in path]
-    return ".".join(parts[3:] if parts[0] == "blocks" else parts), parts[0] == "blocks"
+    before = {"blocks": 3, "first": 2, "further": 3 if parts[2:3] == ["layer"] else 2}
+    return ".".join(parts[before.get(parts[0], 0) :]), parts[0] == "blocks"
 
 
 @pytest.fixture(scope="module")

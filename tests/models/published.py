@@ -78,7 +78,7 @@ class Loaded:
 
         def forward(parameters, batch):
             model = self.built.model(parameters)
-            hidden, outcomes = model(batch, jax.random.key(0), mode, self.routing, jnp.int32(0))
+            hidden, outcomes, _ = model(batch, jax.random.key(0), mode, self.routing, jnp.int32(0))
             return model.logits(hidden), outcomes["sparse"]["recorded"]
 
         with jax.set_mesh(self.mesh):
@@ -93,7 +93,7 @@ class Loaded:
 
         def forward(parameters, batch, cache):
             model = self.built.model(parameters)
-            hidden, _, cache = model.decode(batch, jax.random.key(0), mode, self.routing, jnp.int32(0), cache)
+            hidden, cache = model.decode(batch, jax.random.key(0), mode, self.routing, jnp.int32(0), cache)
             return model.logits(hidden), cache
 
         step, found, done = jax.jit(forward, donate_argnums=2), [], 0
@@ -115,7 +115,7 @@ class Loaded:
 
         def loss(parameters, batch, counted):
             model = self.built.model(parameters)
-            hidden, _ = model(batch, jax.random.key(0), mode, self.routing, jnp.int32(0))
+            hidden, *_ = model(batch, jax.random.key(0), mode, self.routing, jnp.int32(0))
             weight = sharding.gather(model.unembedding, hidden.dtype)
             nats = losses.vocabulary_nats(hidden, weight, batch.targets, self.model.loss_chunk)
             return jnp.sum(jnp.where(counted, nats, 0)) / scored.sum()

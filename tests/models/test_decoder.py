@@ -25,7 +25,7 @@ def forward(cfg, training=True):
     mode = Mode(training, cfg.model.moe.capacity_factor)
 
     def run(parameters, batch):
-        hidden, outcomes = built.model(parameters)(
+        hidden, outcomes, _ = built.model(parameters)(
             batch, noise.step_key(0, jnp.int32(0)), mode, start.routing, start.step
         )
         return hidden, {kind: jax.tree.map(lambda s: jnp.sum(s, axis=1), o["sums"]) for kind, o in outcomes.items()}
@@ -185,7 +185,7 @@ def test_state_reaches_its_layer():
         def chosen(bias):
             routing = {"sparse": start.routing["sparse"] | {"sign_bias": bias}}
             key = noise.step_key(0, jnp.int32(0))
-            outcomes = built.model(start.parameters)(batch, key, Mode(False, None), routing, start.step)[1]
+            outcomes = built.model(start.parameters)(batch, key, Mode(False, None), routing, start.step).outcomes
             return outcomes["sparse"]["sums"]["requests"][:, 0, 7]
 
         for depth in range(4):

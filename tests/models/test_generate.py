@@ -88,7 +88,7 @@ def test_pieces_and_tokens_give_the_whole_row(kind):
         cache, found, done = empty_cache(built.config.model, B, T + 3), [], 0
         for size in (5, 4, *[1] * (T - 9)):
             part = batch_of(mesh, tokens[:, done : done + size], valid[:, done : done + size])
-            hidden, _, cache = decode(parameters, part, cache)
+            hidden, cache = decode(parameters, part, cache)
             found.append(np.asarray(hidden))
             done += size
     np.testing.assert_allclose(np.concatenate(found, axis=1), wanted, rtol=0, atol=1e-5)
@@ -131,7 +131,7 @@ def test_greedy_is_the_argmax_of_the_whole_row(talker):
     with jax.set_mesh(generator.mesh):
         model = generator._build(parameters)
         mode = Mode(False, None)
-        hidden, _ = model(
+        hidden, *_ = model(
             batch_of(generator.mesh, row, np.ones(row.shape, bool)), jax.random.key(0), mode, routing, jnp.int32(3)
         )
         best = np.asarray(jnp.argmax(model.logits(hidden), axis=-1))[0]

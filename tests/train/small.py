@@ -14,7 +14,7 @@ import numpy as np
 
 from moejax import config, mesh, sharding
 from moejax.arrays import Batch
-from moejax.data import prepare, source
+from moejax.data import prepare, source, tokenizer
 from moejax.moe.transport import TRAFFIC
 from moejax.train import guard, metrics, routing, state, step
 
@@ -105,6 +105,8 @@ def begin(cfg: config.Config) -> tuple[state.Built, state.TrainState]:
         "shared_gate",
         "zero_experts",
         "soft_slots",
+        "router_bias",
+        "expert_bias",
     )
     moe = config.MoE(**{name: getattr(cfg.model.moe, name) for name in (*shapes, "router", "score", "top_k")})
     plain = dataclasses.replace(
@@ -220,14 +222,19 @@ def equal(actual: Any, wanted: Any) -> None:
 WORDS = ("router", "expert", "token", "gate", "slot", "load", "shard", "mesh", "of", "the", "a", "is")
 
 
-def prepared(folder: pathlib.Path) -> pathlib.Path:
-    """A prepared folder of forty short documents of two kinds, about a quarter of them held out."""
+def documents() -> list[source.Document]:
+    """Forty short documents of two kinds."""
     rng = np.random.default_rng(5)
-    documents = []
+    found = []
     for i in range(40):
         words = rng.choice(WORDS, size=rng.integers(8, 30))
-        documents.append(source.Document(f"{i:02}", ("odd", "even")[i % 2], f"{i} {' '.join(words)}.\n".encode()))
-    return prepare.prepare(documents, folder, 0.25)
+        found.append(source.Document(f"{i:02}", ("odd", "even")[i % 2], f"{i} {' '.join(words)}.\n".encode()))
+    return found
+
+
+def prepared(folder: pathlib.Path, tokens: tokenizer.Tokenizer = tokenizer.BYTES) -> pathlib.Path:
+    """A prepared folder of the documents, about a quarter of them held out."""
+    return prepare.prepare(documents(), folder, 0.25, tokens)
 
 
 def flags(folder: pathlib.Path, **options: Any) -> list[str]:

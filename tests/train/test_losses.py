@@ -120,8 +120,8 @@ def whole_sums():
     }
 
 
-def moe(**options):
-    return config.MoE(num_experts=4, **{"load_balance": 0.1, "router_z": 0.01} | options)
+def model(**options):
+    return config.Model(moe=config.MoE(num_experts=4, **{"load_balance": 0.1, "router_z": 0.01} | options))
 
 
 WANTED = {"cross_entropy": 2.0, "load_balance": 2.5, "router_z": 3.0, "loss": 2 + 0.25 + 0.03}
@@ -129,7 +129,7 @@ WANTED = {"cross_entropy": 2.0, "load_balance": 2.5, "router_z": 3.0, "loss": 2 
 
 def test_objective_by_hand():
     """Mean nats, plus coefficients times the balancers averaged over layers: 1 and 4 balance to 2.5, z is 2 and 4."""
-    loss, parts = losses.objective(whole_sums(), {}, moe())
+    loss, parts = losses.objective(whole_sums(), {}, model())
     assert {name: float(value) for name, value in parts.items()} == pytest.approx(WANTED, rel=1e-6)
     assert float(loss) == float(parts["loss"])
 
@@ -137,7 +137,7 @@ def test_objective_by_hand():
 def test_objective_weighs_each_layer_by_its_state():
     """Adaptive weights 3 and 0.5 on losses 1 and 4: 2.5 on average, times the coefficient. The parts stay as they are."""
     routing = {"sparse": {"load_balance_weight": jnp.asarray([3.0, 0.5])}}
-    loss, parts = losses.objective(whole_sums(), routing, moe(load_balance_overflow=0.1))
+    loss, parts = losses.objective(whole_sums(), routing, model(load_balance_overflow=0.1))
     assert float(loss) == pytest.approx(2 + 0.1 * (3 * 1 + 0.5 * 4) / 2 + 0.03, rel=1e-6)
     assert float(parts["load_balance"]) == 2.5
 
@@ -146,7 +146,7 @@ def test_kinds_of_layers_are_averaged_together():
     """Two layers of one kind and one of another: the mean of three."""
     sums = whole_sums()
     sums["layers"]["other"] = jax.tree.map(lambda x: x[:1], sums["layers"]["sparse"])
-    _, parts = losses.objective(sums, {}, moe())
+    _, parts = losses.objective(sums, {}, model())
     assert float(parts["load_balance"]) == pytest.approx((1 + 4 + 1) / 3, rel=1e-6)
 
 
@@ -154,18 +154,18 @@ def test_objective_reports_what_it_does_not_add():
     """A balancer with coefficient 0 is in the parts and not in the loss, even where it is infinite."""
     sums = whole_sums()
     sums["layers"]["sparse"] = layer_sums(squared_logsumexp=np.asarray([np.inf, 1], np.float32))
-    loss, parts = losses.objective(sums, {}, moe(load_balance=0.0, router_z=0.0))
+    loss, parts = losses.objective(sums, {}, model(load_balance=0.0, router_z=0.0))
     assert float(loss) == 2.0 and float(parts["load_balance"]) == 2.5 and float(parts["router_z"]) == math.inf
 
 
 def test_dense_models_have_no_aux_loss():
-    loss, parts = losses.objective(whole_sums() | {"layers": {}}, {}, moe())
+    loss, parts = losses.objective(whole_sums() | {"layers": {}}, {}, model())
     assert float(loss) == 2.0 and set(parts) == {"loss", "cross_entropy"}
 
 
 def test_metrics_of_routing_by_hand():
     """Means over layers; of loads, requests and the dead the worst layer and expert, or their number."""
-    assert metrics.of_routing(whole_sums(), moe()) == pytest.approx({
+    assert metrics.of_routing(whole_sums(), model().moe) == pytest.approx({
         "moe/requested": 32, "moe/requests_per_token": 2, "moe/drop_rate": 4 / 32, "moe/drop_rate_capacity": 3 / 32,
         "moe/drop_rate_width": 1 / 32, "moe/reroute_rate": 1 / 32, "moe/unserved": 2 / 16, "moe/load_max": 4.0,
         "moe/max_violation": 3.0, "moe/max_violation_mean": 1.5, "moe/gini": 0.375, "moe/dead": 3,
@@ -198,7 +198,7 @@ def test_metrics_of_the_state():
 def test_metrics_of_training_by_hand():
     """The parts that the step returns, as they are: nothing is worked out again."""
     sums = whole_sums() | {"parts": {name: np.float32(value) for name, value in WANTED.items()}}
-    numbers = metrics.of_training(sums, moe())
+    numbers = metrics.of_training(sums, model().moe)
     wanted = {f"train/{name}": value for name, value in WANTED.items()}
     wanted |= {
         "train/bits_per_byte": 2 / math.log(2),
@@ -213,7 +213,7 @@ def test_metrics_of_training_by_hand():
 def test_metrics_of_evaluation_by_hand():
     """By label, and a label without targets is left out."""
     sums = whole_sums() | {"label_nats": np.array([60.0, 20.0, 0.0]), "label_targets": np.array([30, 10, 0])}
-    numbers = metrics.of_evaluation(sums, moe(), ("code", "prose", "none"), "eval")
+    numbers = metrics.of_evaluation(sums, model().moe, ("code", "prose", "none"), "eval")
     assert numbers["eval/loss"] == 2.0 and numbers["eval/targets"] == 40 and numbers["eval/moe/dead"] == 3
     assert numbers["eval/bits_per_byte/code"] == numbers["eval/bits_per_byte/prose"] == pytest.approx(2 / math.log(2))
     assert "eval/bits_per_byte/none" not in numbers

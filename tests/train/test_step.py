@@ -210,7 +210,7 @@ def test_b08_coefficients_are_linear():
             def objective(real):
                 real = iter(real)
                 sums = jax.tree.unflatten(structure, [next(real) if is_real(x) else x for x in leaves])
-                return losses.objective(sums, start.routing, moe)[1][name]
+                return losses.objective(sums, start.routing, dataclasses.replace(cfg.model, moe=moe))[1][name]
 
             slope = small.quick_jit(jax.grad(objective))([x for x in leaves if is_real(x)])
             return jax.tree.map(lambda x: np.asarray(x, np.float64), pull(start.parameters, batch, slope))
