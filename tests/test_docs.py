@@ -1,4 +1,4 @@
-"""The example of docs/new_router.md: its code, run through the battery that every router passes."""
+"""Pages with code: docs/new_router.md, whose router passes the battery of all routers, and docs/models.md, whose family is one."""
 
 import pathlib
 import re
@@ -10,11 +10,13 @@ import pytest
 from oracle_routers import Choice, edge, ranked
 
 from moejax import config
+from moejax.checkpoint.hugging_face.families import FAMILIES, deepseek
 from moejax.moe import layer, routers
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "new_router.md"
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+PAGE, MODELS = DOCS / "new_router.md", DOCS / "models.md"
 
 
 def plain(token, spec):
@@ -48,3 +50,22 @@ def test_the_example_passes_the_battery(halves):
     valid = battery.draw(halves).valid
     assert (experts[valid][:, 0] < 4).all() and (experts[valid][:, 1] >= 4).all()
     assert len(np.unique(experts[valid])) == 8
+
+
+def test_the_page_on_models_has_every_family():
+    """In its table of fields and in that of parity; the example is the code that it says it is."""
+    page = MODELS.read_text()
+    table, parity = (
+        page.split("## Families")[1].split("**config.json")[0],
+        page.split("## Is it")[1].split("## Fine")[0],
+    )
+    named = {
+        name for line in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
+    }
+    measured = {
+        name for line in re.findall(r"^\| (\w.*?) \|", parity, re.MULTILINE) for name in re.findall(r"\w+", line)
+    }
+    assert named - {"model_type"} == FAMILIES.keys() and FAMILIES.keys() <= measured
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    source = pathlib.Path(deepseek.__file__).read_text()
+    assert all(part.strip() in source for part in code.split("\n\n\n"))
