@@ -75,9 +75,20 @@ def _put(found: dict[str, Outcome], kind: str, outcome: Outcome, before: bool) -
     """The outcome of one layer at an end of those of its kind."""
     if not outcome:
         return
-    pieces = [jax.tree.map(lambda x: x[None], outcome), *([found[kind]] if kind in found else [])]
-    pieces = pieces if before else pieces[::-1]
-    found[kind] = jax.tree.map(lambda *xs: jnp.concatenate(xs), *pieces)
+    one = jax.tree.map(lambda x: x[None], outcome)
+    if kind not in found:
+        found[kind] = one
+        return
+    pair = (one, found[kind]) if before else (found[kind], one)
+    found[kind] = jax.tree.map(_appended, *pair)
+
+
+def _appended(left: Array, right: Array) -> Array:
+    """One after the other along dimension 0, which is whole on every device."""
+    # Inside shard_map: of a concatenation of single entries jax 0.12 loses how the cotangent lies.
+    where = jax.typeof(right).sharding.spec
+    join = jax.shard_map(lambda *parts: jnp.concatenate(parts), in_specs=(where, where), out_specs=where)
+    return join(jax.reshard(left, where), right)
 
 
 def _interleave(*parts: Array) -> Array:
