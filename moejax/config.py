@@ -69,6 +69,11 @@ class Model:
     moe: MoE = dataclasses.field(default_factory=MoE)
 
 
+def layers(model: Model) -> list[str]:
+    """`mixer+channel` of every layer from the embedding to the output."""
+    return [*model.first, *model.pattern * model.repeats]
+
+
 def depth(model: Model) -> int:
     """Layers from the embedding to the output."""
     return len(model.first) + model.repeats * len(model.pattern)

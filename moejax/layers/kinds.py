@@ -103,5 +103,4 @@ def further(model: config.Model) -> tuple[str, ...]:
 
 def number(model: config.Model, channel: str) -> int:
     """Layers with this channel, further modules included."""
-    every = (*model.first, *model.pattern * model.repeats, *further(model))
-    return channels(every).count(channel)
+    return channels((*config.layers(model), *further(model))).count(channel)

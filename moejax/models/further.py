@@ -43,9 +43,11 @@ def moved(x: Int[Array, "B T"] | Bool[Array, "B T"], places: int) -> Array:
 
 
 def of_depth(batch: Batch, depth: int) -> Batch:
-    """What module `depth`, from 1, reads and predicts: the tokens `depth` places on and those after. A position is valid where both lie
-    in its document."""
-    valid = batch.valid & moved(batch.valid, depth) & (batch.segments == moved(batch.segments, depth))
+    """What module `depth`, from 1, reads and predicts: the tokens `depth` places on and those after. A position is valid where they and
+    all between lie in its document."""
+    valid = batch.valid
+    for place in range(1, depth + 1):
+        valid &= moved(batch.valid, place) & (batch.segments == moved(batch.segments, place))
     return Batch(
         tokens=moved(batch.targets, depth - 1),
         targets=moved(batch.targets, depth),

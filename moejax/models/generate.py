@@ -192,7 +192,8 @@ def check(model: config.Model, mesh: jax.sharding.Mesh, sizes: Sizes) -> None:
             raise ConfigError(
                 f"model.moe.group_rows={moe.group_rows}, group_window={moe.group_window}: rows decode alone; set 1 and null"
             )
-    cut = sharding.shards(mesh, sharding.LAYOUTS[moe.tensor].position)
+    sparse = kinds.number(model, "sparse")
+    cut = sharding.shards(mesh, sharding.LAYOUTS[moe.tensor].position if sparse else "position")
     if cut > 1:
         raise ConfigError(
             f"the mesh cuts positions over {cut} devices, and a token has one; set mesh.context=1, and with model.moe.tensor=experts "

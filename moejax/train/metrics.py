@@ -36,12 +36,20 @@ def of_evaluation(sums: Sums, moe: config.MoE, label_names: tuple[str, ...], pre
         f"{prefix}/bits_per_byte": bits_per_byte(sums["nats"], read),
         f"{prefix}/targets": int(sums["targets"]),
     }
+    for place, (nats, count) in enumerate(zip(*further_of(sums), strict=True), start=1):
+        numbers[f"{prefix}/further_loss/{place}"] = float(nats) / max(int(count), 1)
     if "bytes" in sums:
         numbers[f"{prefix}/bytes"] = int(read)
     for name, nats, count in zip(label_names, sums["label_nats"], of_labels, strict=True):
         if count:
             numbers[f"{prefix}/bits_per_byte/{name}"] = bits_per_byte(nats, count)
     return numbers | {f"{prefix}/{key}": value for key, value in of_routing(sums, moe).items()}
+
+
+def further_of(sums: Sums) -> tuple[Any, Any]:
+    """Nats and targets of every module that predicts a further token; empty where there is none."""
+    further = sums.get("further", {"nats": (), "targets": ()})
+    return further["nats"], further["targets"]
 
 
 def bits_per_byte(nats: Any, read: Any) -> float:

@@ -8,7 +8,7 @@ from train import small
 
 from moejax.models import further
 from moejax.moe.inputs import Mode
-from moejax.train import losses, step
+from moejax.train import losses, metrics, step
 
 OPTIONS = {
     "model.further": 2, "model.first": ("attention+sparse",), "model.moe.capacity_factor": None, "model.further_weight": 0.5,
@@ -52,6 +52,16 @@ def test_what_a_module_reads_and_predicts(run, depth):
             assert found.tokens[b, t] == tokens[b, t + depth] and found.targets[b, t] == tokens[b, end]
 
 
+def test_a_damaged_token_between_leaves_out(run):
+    """Where the token in between cannot be read, no module past it has a valid position, though both ends are there."""
+    host, (_, built, _) = documents(), run
+    host["segments"][:], host["valid"][:] = 1, True
+    host["valid"][:, 8:10] = False  # token 10 and those that would predict it
+    with jax.set_mesh(built.mesh):
+        valid = np.asarray(further.of_depth(small.place(host, built.mesh), 3).valid)
+    assert not valid[:, 5:10].any() and valid[:, :5].all() and valid[:, 10:13].all()
+
+
 def test_the_loss_counts_them(run):
     """The loss is the cross-entropy plus weight times the mean over modules of theirs; each from its hidden vectors by plain NumPy."""
     cfg, built, start = run
@@ -79,6 +89,8 @@ def test_the_loss_counts_them(run):
     np.testing.assert_allclose(parts["further"], np.mean(wanted), rtol=1e-5)
     rest = float(parts["cross_entropy"]) + 0.01 * float(parts["load_balance"]) + 0.001 * float(parts["router_z"])
     np.testing.assert_allclose(loss, rest + 0.5 * float(parts["further"]), rtol=1e-5)
+    heldout = metrics.of_evaluation(sums | {"label_nats": [], "label_targets": []}, cfg.model.moe, (), "heldout")
+    np.testing.assert_allclose([heldout[f"heldout/further_loss/{k}"] for k in (1, 2)], wanted, rtol=1e-5)
     layers = cfg.model.repeats * len(cfg.model.pattern) + 3
     assert sums["layers"]["sparse"]["load"].shape[0] == layers == start.routing["sparse"]["sign_bias"].shape[0]
     assert sums["layers"]["sparse"]["tokens"].tolist() == [host["valid"].sum()] * (layers - 2) + [

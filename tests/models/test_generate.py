@@ -1,14 +1,12 @@
 """Decoding with a cache: what a whole row gives, token by token, whoever the neighbours are (B36)."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models.published import one_device
 from train import small
 
-from moejax import mesh as meshes
 from moejax import sharding
 from moejax.arrays import Batch
 from moejax.errors import ConfigError, UserError
@@ -47,7 +45,7 @@ KINDS = {
 def built_of(mesh, **options):
     cfg = small.configure(**{"model.moe.capacity_factor": None, "data.context": T} | options)
     with jax.set_mesh(mesh):
-        built = state.build(dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh)), mesh)
+        built = state.build(cfg, mesh)
         start = state.create(built)
     return built, shaken(start.parameters), start.routing
 
@@ -56,12 +54,6 @@ def shaken(parameters):
     """Nothing is 0 or 1: a bias or scale left out would show."""
     key = iter(jax.random.split(jax.random.key(7), len(jax.tree.leaves(parameters))))
     return jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(key), p.shape, out_sharding=p.sharding), parameters)
-
-
-def one_device():
-    from moejax import config
-
-    return meshes.make(config.Mesh(), jax.devices()[:1])
 
 
 def batch_of(mesh, tokens, valid):

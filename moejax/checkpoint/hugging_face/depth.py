@@ -23,14 +23,9 @@ class Place(NamedTuple):
     """What gathers the leaves of those layers; nothing for one."""
 
 
-def kinds(model: config.Model) -> list[str]:
-    """`mixer+channel` of every layer, in order of depth."""
-    return [*model.first, *model.pattern * model.repeats]
-
-
 def of_channel(model: config.Model, channel: str) -> list[int]:
     """Numbers of the layers with this channel."""
-    return [number for number, kind in enumerate(kinds(model)) if kind.endswith(f"+{channel}")]
+    return [number for number, kind in enumerate(config.layers(model)) if kind.endswith(f"+{channel}")]
 
 
 def places(model: config.Model) -> list[Place]:

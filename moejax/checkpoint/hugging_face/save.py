@@ -20,6 +20,7 @@ from moejax.checkpoint.hugging_face.fields import NEUTRAL, Fields
 from moejax.checkpoint.hugging_face.published import Shapes
 from moejax.checkpoint.hugging_face.weights import BIAS
 from moejax.errors import ConfigError, UserError
+from moejax.layers import kinds
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 MODEL_FREE = ("first", "pattern", "repeats", "unroll", "compute_dtype", "remat", "loss_chunk", "moe")
@@ -38,17 +39,6 @@ def describe(model: config.Model, name: str, before: Mapping[str, Any] | None = 
     Raises ConfigError with the options that the family has no fields for: what is written would be read as another model.
     """
     family, published = FAMILIES[name], corrected(model)
-    if set(depth.kinds(model)) - {
-        "attention+sparse",
-        "attention+dense",
-        "local+sparse",
-        "local+dense",
-        "latent+sparse",
-        "latent+dense",
-    }:
-        raise ConfigError(
-            f"model.pattern={model.pattern} has layers that no published family has; nothing can be written"
-        )
     kept = {key: value for key, value in (before or {}).items() if key in NEUTRAL and key != "quantization_config"}
     tree = kept | family.write(published)
     tree |= {
@@ -88,12 +78,12 @@ def corrected(model: config.Model) -> config.Model:
 
 def _differences(model: config.Model, again: config.Model) -> list[str]:
     """Options that matter at inference and were not read back, as `model.path=value`."""
-    found = [] if depth.kinds(model) == depth.kinds(again) else [f"layers {depth.kinds(model)}"]
-    mixers = {kind.partition("+")[0] for kind in depth.kinds(model)}
-    unused = {"attention", "local", "latent"} - mixers
-    if "dense" not in {kind.partition("+")[2] for kind in depth.kinds(model)}:
+    found = [] if config.layers(model) == config.layers(again) else [f"layers {config.layers(model)}"]
+    mixers = kinds.mixers(model)
+    unused = kinds.MIXERS.keys() - set(mixers)
+    if not kinds.number(model, "dense"):
         unused |= {"hidden"}
-    if mixers == {"latent"}:
+    if mixers == ["latent"]:
         unused |= {"head_dim", "kv_heads"}
     found += _unlike(model, again, "model", {*MODEL_FREE, *unused})
     return found + (

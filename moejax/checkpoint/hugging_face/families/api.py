@@ -56,7 +56,7 @@ def chunk(vocabulary: int) -> int:
 def of_sizes(model: config.Model) -> dict[str, Any]:
     """The inverse of `sizes`."""
     return {
-        "vocab_size": model.vocab_size, "hidden_size": model.width, "num_hidden_layers": len(depth.kinds(model)),
+        "vocab_size": model.vocab_size, "hidden_size": model.width, "num_hidden_layers": len(config.layers(model)),
         "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads, "head_dim": model.head_dim,
         "rms_norm_eps": model.norm_epsilon, "hidden_act": "silu", "tie_word_embeddings": False,
     }  # fmt: skip
@@ -88,4 +88,4 @@ def extra_layers(fields: Fields, *names: str) -> dict[str, str]:
 
 def dense_first(model: config.Model) -> int:
     """Dense layers before the first sparse one."""
-    return min(depth.of_channel(model, "sparse"), default=len(depth.kinds(model)))
+    return min(depth.of_channel(model, "sparse"), default=len(config.layers(model)))

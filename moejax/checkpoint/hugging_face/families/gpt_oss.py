@@ -45,7 +45,7 @@ def _write(model: config.Model) -> dict[str, Any]:
         "intermediate_size": model.moe.hidden, "num_local_experts": model.moe.num_experts, "num_experts_per_tok": model.moe.top_k,
         "swiglu_alpha": 1.702, "swiglu_limit": model.moe.activation_clamp, "attention_bias": model.attention.bias,
         "sliding_window": model.local.window or None, "rope_parameters": rotary.write(model),
-        "layer_types": [names.get(kind.partition("+")[0], kind) for kind in depth.kinds(model)],
+        "layer_types": [names.get(kind.partition("+")[0], kind) for kind in config.layers(model)],
     }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def _layers(fields: Fields) -> list[str]:
 
 
 def _write(model: config.Model) -> dict[str, Any]:
-    full, local, kinds = model.attention, model.local, depth.kinds(model)
+    full, local, kinds = model.attention, model.local, config.layers(model)
     turned = [int(kind.startswith("local+")) for kind in kinds]
     return of_sizes(model) | {
         "intermediate_size": model.moe.hidden, "intermediate_size_mlp": model.hidden, "num_local_experts": model.moe.num_experts,
