@@ -65,7 +65,8 @@ class Generator:
     ) -> None:
         check(model, mesh, sizes)
         self.model, self.mesh, self.sizes, self._build = model, mesh, sizes, build
-        self._read = jax.jit(self._extend, donate_argnums=(3,))
+        self.read = jax.jit(self._extend, donate_argnums=(3,))
+        """(parameters, routing, step, turn, tokens, valid) -> the turn after these tokens."""
         self._next = jax.jit(self._sample, static_argnames="sampling")
 
     def stream(
@@ -93,7 +94,7 @@ class Generator:
         with jax.set_mesh(self.mesh):
             turn, made = self._begin(), jnp.int32(step)
             for start in range(0, longest, piece):
-                turn = self._read(parameters, routing, made, turn, *self._piece(prompts, start))
+                turn = self.read(parameters, routing, made, turn, *self._piece(prompts, start))
             alive = np.zeros(rows, bool)
             alive[: len(prompts)] = True
             for _ in range(tokens):
@@ -104,7 +105,19 @@ class Generator:
                 if not alive.any():
                     return
                 given = np.where(alive, found, 0)[:, None].astype(np.int32)
-                turn = self._read(parameters, routing, made, turn, *self._put(given, alive[:, None]))
+                turn = self.read(parameters, routing, made, turn, *self._put(given, alive[:, None]))
+
+    def template(self, positions: int) -> tuple[Turn, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shapes and shardings of what `read` takes last: a turn, and so many tokens of every row."""
+
+        def lies(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(self.mesh, x.sharding.spec))
+
+        with jax.set_mesh(self.mesh):
+            turn = jax.tree.map(lies, jax.eval_shape(self._begin))
+        shape, where = (self.sizes.rows, positions), sharding.batch_sharding(self.mesh)
+        tokens, valid = (jax.ShapeDtypeStruct(shape, dtype, sharding=where) for dtype in (jnp.int32, jnp.bool_))
+        return turn, tokens, valid
 
     def _begin(self) -> Turn:
         rows, room, _ = self.sizes

@@ -100,6 +100,19 @@ def template(built: Built) -> TrainState:
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), abstract(built), None, kept, None)
 
 
+def whole_template(built: Built) -> TrainState:
+    """Shapes and shardings of all that a training step takes."""
+    begun, whole = template(built), sharding.replicated(built.mesh)
+
+    def lies(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.ndim else whole)
+
+    with jax.set_mesh(built.mesh):
+        moments = jax.tree.map(lies, jax.eval_shape(built.transform.init, begun.parameters))
+    watched = jax.tree.map(lies, jax.eval_shape(guard.init))
+    return dataclasses.replace(begun, optimizer=moments, guard=watched)
+
+
 def count_parameters(built: Built, parameters: Any) -> tuple[int, int]:
     """Parameters in all, and those that one token meets: of routed experts, top_k of num_experts."""
     moe = built.config.model.moe

@@ -22,7 +22,7 @@ from moejax import collectives, compat
 from moejax.kernels import tuned
 from moejax.kernels.chips import ChipSpec
 from moejax.kernels.grouped_matmul import tiling
-from moejax.kernels.grouped_matmul.pallas_tpu import work
+from moejax.kernels.grouped_matmul.pallas_tpu import rows, work
 from moejax.kernels.grouped_matmul.pallas_tpu.item import F32, dot
 from moejax.kernels.grouped_matmul.tiling import Tiles
 
@@ -60,6 +60,7 @@ def weight_gradient(
     plan = Plan(-(-shape[1] // tiles.depth), -(-shape[2] // tiles.columns), tiles, chip.cores)
     items = work.make(group_sizes, start, x.shape[0], tiles.rows, plan.cores, share_rows=False, empty=True)
     ins, out = _specs(plan, len(into))
+    made = compat.shaped_like(x, shape, out_dtype)
     return pl.pallas_call(
         lambda *refs: _step(plan, *refs),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -72,12 +73,13 @@ def weight_gradient(
                 pltpu.VMEM((tiles.depth, tiles.columns), F32),
             ],
         ),
-        out_shape=compat.shaped_like(x, shape, out_dtype),
+        out_shape=made,
         # The interpreter pads outputs to whole blocks, and cannot then share their memory.
         input_output_aliases={len(items) + 2: 0} if into and not interpret else {},
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=chip.memory
         ),
+        cost_estimate=rows.cost(2 * x.shape[0] * shape[1] * shape[2], (x, dy, *into), (made,)),
         interpret=interpret,
     )(*items, x, dy, *into)
 
