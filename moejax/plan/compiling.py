@@ -23,7 +23,8 @@ from moejax.errors import ConfigError, UserError
 from moejax.plan import dots, hlo, programs, sends, traced
 from moejax.train import check
 
-FULL = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+FULL = re.compile(r"(?:Used|temporaries \()\s*([\d.]+)([KMGT]?)\)? (?:of|exceeds available HBM \()\s*([\d.]+)([KMGT]?)")
+"""What the compiler says of a program that is too large; of one with too large temporaries it names only these."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -55,7 +56,11 @@ def compiled(request: dict[str, Any]) -> dict[str, Any]:
             used, room = (float(full[i]) * UNITS[full[i + 1]] for i in (1, 3))
             return facts | {"fits": False, "memory": {"used": int(used), "room": int(room)}}
     seconds = round(time.monotonic() - started, 1)
-    return facts | {"fits": True, "compile_seconds": seconds, "memory": memory(made)} | read(made.as_text(), dict(mesh.shape))
+    return (
+        facts
+        | {"fits": True, "compile_seconds": seconds, "memory": memory(made)}
+        | read(made.as_text(), dict(mesh.shape))
+    )
 
 
 def devices(topology: str, slices: int) -> Any:

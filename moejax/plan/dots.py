@@ -85,7 +85,9 @@ def _of_convolution(conv: Instruction, inside: Computation) -> int:
     window = WINDOW.search(conv.attributes)
     options = dict(part.split("=") for part in window[1].split()) if window else {}
     sizes = _by_dimension(options.get("size"), 1)
-    strides, dilations, holes = (_by_dimension(options.get(k), 1, len(sizes)) for k in ("stride", "rhs_dilate", "lhs_dilate"))
+    strides, dilations, holes = (
+        _by_dimension(options.get(k), 1, len(sizes)) for k in ("stride", "rhs_dilate", "lhs_dilate")
+    )
     pads = [int(p.partition("_")[0]) for p in options["pad"].split("x")] if "pad" in options else [0] * len(sizes)
     pairs = 1
     for axis, size in enumerate(sizes):

@@ -17,7 +17,9 @@ HEADER = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
 NAME = re.compile(r"^  (ROOT )?%?(\S+) = ")
 ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 OPERAND = re.compile(r"%([^\s,()]+)")
-CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[^\s,]+)")
+CALLED = re.compile(
+    r"(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[^\s,]+)"
+)
 LOOP = re.compile(r"condition=%([^\s,]+), body=%([^\s,]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 INDEX = re.compile(r"index=(\d+)")
