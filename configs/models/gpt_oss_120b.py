@@ -2,9 +2,9 @@
 
 python scripts/plan.py --config=configs/models/gpt_oss_120b.py --topology=v5p:8x8x8
 
-Built. Windowed and full attention in turn with sinks, biases everywhere, a clamped activation. Source: the model card and
-config.json of openai/gpt-oss-120b. The publisher's active number leaves the input embedding out (B). How its
-load was balanced is not published; a usual loss stands in.
+Built. Windowed and full attention in turn with sinks, biases everywhere, a clamped activation. Source: the model card and config.json of
+openai/gpt-oss-120b. The publisher's active number leaves the input embedding out (B). How its load was balanced is not published; a usual
+loss stands in.
 """
 
 import ml_collections

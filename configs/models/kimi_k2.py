@@ -3,8 +3,8 @@
 python scripts/plan.py --config=configs/models/kimi_k2.py --topology=v5p:8x8x8
 
 Built. As DeepSeek-V3 with half the heads, one dense layer, 8 of 384 experts and no groups. Source: config.json of
-moonshotai/Kimi-K2-Instruct. The published 1.04T is what 61 sparse layers would have. The publisher's
-active number leaves the input embedding out (B).
+moonshotai/Kimi-K2-Instruct. The published 1.04T is what 61 sparse layers would have. The publisher's active number leaves the input
+embedding out (B).
 """
 
 import ml_collections

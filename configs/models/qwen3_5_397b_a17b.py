@@ -3,8 +3,7 @@
 python scripts/plan.py --config=configs/models/qwen3_5_397b_a17b.py --topology=v5p:8x8x8
 
 Counted: Gated DeltaNet in three layers of four and the gate of full attention are missing. Every layer sparse, 10 of 512 experts and a
-gated shared one. Source: config.json of Qwen/Qwen3.5-397B-A17B. The publisher's active number counts everything that
-a token meets (A).
+gated shared one. Source: config.json of Qwen/Qwen3.5-397B-A17B. The publisher's active number counts everything that a token meets (A).
 """
 
 import ml_collections

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import ml_collections
+from typing import Any
 
 from moejax import config
 
+Tree = Any
+"""An ml_collections.ConfigDict, whose keys a type checker does not know."""
 MOST_CHUNK, TENSOR = 16384, 8
 """Columns of the vocabulary whose logits exist at a time, at most; they are a multiple of the devices that `tensor` may have."""
 
 
-def begin(name: str, vocabulary: int) -> ml_collections.ConfigDict:
+def begin(name: str, vocabulary: int) -> Tree:
     """A config for a pod: rows of 4,096 tokens, 1,024 of them a step, bfloat16, everything recomputed, no token dropped, rows of
     experts exchanged. The schedule is a usual one and not the publisher's."""
-    c = config.default()
+    c: Tree = config.default()
     c.name = name
     c.data.context, c.data.batch = 4096, 1024
     c.model.vocab_size, c.model.loss_chunk = vocabulary, chunk(vocabulary)
@@ -32,7 +34,7 @@ def chunk(vocabulary: int) -> int:
     return next(good, vocabulary)
 
 
-def deepseek_routing(c: ml_collections.ConfigDict, gate_scale: float) -> None:
+def deepseek_routing(c: Tree, gate_scale: float) -> None:
     """As DeepSeek-V3 (2024, section 2.1.2) and after it: sigmoid scores, their best selected with a bias that moves by 0.001 a step,
     gates divided by their sum, and a small loss on each sequence."""
     moe = c.model.moe
@@ -41,7 +43,7 @@ def deepseek_routing(c: ml_collections.ConfigDict, gate_scale: float) -> None:
     moe.load_balance, moe.load_balance_scope, moe.router_z = 1e-4, "sequence", 0.0
 
 
-def yarn(c: ml_collections.ConfigDict, factor: float, **options: float | bool) -> None:
+def yarn(c: Tree, factor: float, **options: float | bool) -> None:
     """Frequencies for a context `factor` times the first 4,096 positions."""
     c.model.rope.scaling, c.model.rope.factor = "yarn", factor
     c.model.rope.update(options)
