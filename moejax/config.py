@@ -66,6 +66,8 @@ class Model:
     """Type of activations and of the weights in a matmul: float32 or bfloat16. Parameters are float32."""
     remat: str = "none"
     """What the backward pass recomputes, a name in moejax.models.remat.POLICIES."""
+    query_chunk: int = 0
+    """Query positions of a device whose attention scores exist at a time; divides them. 0 for all."""
     loss_chunk: int = 264
     """Vocabulary columns whose logits exist at a time; divides vocab_size."""
     moe: MoE = dataclasses.field(default_factory=MoE)

@@ -155,7 +155,9 @@ class Decoder(nnx.Module):
         """Through all layers but those of further modules: the residual stream, outcomes, and the cache."""
         model = self.model
 
-        def through(x: Array, layers: tuple, *, scanned: bool) -> tuple[Array, tuple[list[Outcome], list[attention.Cache]]]:
+        def through(
+            x: Array, layers: tuple, *, scanned: bool
+        ) -> tuple[Array, tuple[list[Outcome], list[attention.Cache]]]:
             own_layers, number, own_sides, caches = layers
             one = self._one(context, mode, scanned=scanned)
             outcomes, kept = [], []
