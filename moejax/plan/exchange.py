@@ -18,7 +18,7 @@ from moejax.moe import assignment, experts, widths
 from moejax.moe.routers import ROUTERS
 from moejax.moe.transport import DROPLESS, TRANSPORTS, ragged
 from moejax.moe.transport.exchange import BY_PLATFORM
-from moejax.plan import roofline, skew
+from moejax.plan import memory, roofline, skew
 from moejax.plan.hardware import Topology
 from moejax.plan.skew import EVEN, Skew
 from moejax.train import check
@@ -44,16 +44,19 @@ class Carried(NamedTuple):
     """All of it, one after another, at peak."""
 
 
-def row(kind: str, axes: tuple[str, ...], cfg: config.Config, size: float, times: int = 1) -> Row:
+def row(kind: str, axes: tuple[str, ...], cfg: config.Config, size: float | int, times: int = 1) -> Row:
     """A collective whose larger side is `size` bytes on a device, `times` times. Axes of one device are left out."""
     axes = tuple(axis for axis in axes if getattr(cfg.mesh, axis) > 1)
-    devices = math.prod(getattr(cfg.mesh, axis) for axis in axes)
+    devices = memory.devices(cfg.mesh, axes)
     wire = (2 if kind == "all-reduce" else 1) * (devices - 1) / devices * size * times
     return {"kind": kind, "axes": list(axes), "devices": devices, "times": times, "bytes": size * times, "wire": wire}
 
 
-def compare(cfg: config.Config, topology: Topology, slices: int = 1, step: str = "train", load: Skew = EVEN) -> list[Carried]:
-    """Every transport that the config's check allows, the cheapest first. Other options of the config stay."""
+def compare(
+    cfg: config.Config, topology: Topology, slices: int = 1, step: str = "train", load: Skew = EVEN
+) -> list[Carried]:
+    """Every transport that the config's check allows, the cheapest first. Other options of the config stay. Raises ConfigError where the
+    config is not allowed for another reason."""
     found = []
     for name in TRANSPORTS:
         with contextlib.suppress(ConfigError):
@@ -61,6 +64,8 @@ def compare(cfg: config.Config, topology: Topology, slices: int = 1, step: str =
             check.check(own)
             if of_step(own, step).model.moe.transport == name:
                 found.append(_carried(own, topology, slices, step, load))
+    if not found:
+        check.check(cfg)
     return sorted(found, key=lambda carried: carried.seconds)
 
 
@@ -81,21 +86,22 @@ def of_step(cfg: config.Config, step: str) -> config.Config:
 
 
 def local_tokens(cfg: config.Config, step: str) -> float:
-    """Tokens that a device routes in one microbatch."""
-    parts = math.prod(getattr(cfg.mesh, axis) for axis in sharding.axes(sharding.LAYOUTS[cfg.model.moe.tensor].shard))
-    return roofline.tokens(cfg, step) / parts / (cfg.train.microbatches if step == "train" else 1)
+    """Tokens that a device routes in one microbatch, with those of rows that pad the batch."""
+    parts = memory.devices(cfg.mesh, sharding.axes(sharding.LAYOUTS[cfg.model.moe.tensor].shard))
+    read = cfg.data.batch if step == "decode" else memory.rows(cfg) * cfg.data.context
+    return read / parts / (cfg.train.microbatches if step == "train" else 1)
 
 
 def buffer_bytes(cfg: config.Config, step: str) -> float:
     """Of the largest array of rows that a device sends, or of all tokens that it gathers."""
-    moe, wide = cfg.model.moe, _row_bytes(cfg)
+    moe, wide = cfg.model.moe, row_bytes(cfg)
     here = local_tokens(cfg, step)
     if moe.transport in ("einsum", "scatter"):
         return here * _places(cfg) * wide
     if moe.transport == "gather":
         return here * skew.shards(cfg) * wide
     shards = skew.shards(cfg)
-    return shards * ragged.slots(moe.receive_buffer, shards, math.ceil(here * moe.top_k)) * wide
+    return float(shards * ragged.slots(moe.receive_buffer, shards, math.ceil(here * moe.top_k)) * wide)
 
 
 def of_layer(cfg: config.Config, step: str) -> list[Row]:
@@ -114,7 +120,7 @@ def of_layer(cfg: config.Config, step: str) -> list[Row]:
     times = 2 + (BACKWARD[cfg.model.remat] if train else 0)
     native = moe.transport == "ragged" and (BY_PLATFORM["tpu"] if moe.exchange == "auto" else moe.exchange) == "native"
     found = [row("ragged-all-to-all" if native else "all-to-all", axes, cfg, size, times)]
-    pieces = math.prod(getattr(cfg.mesh, axis) for axis in sharding.axes(layout.position))
+    pieces = memory.devices(cfg.mesh, sharding.axes(layout.position))
     if moe.transport != "ragged" and pieces > 1 and moe.group_window is None:
         cut = sharding.axes(layout.position)
         found += [row(kind, cut, cfg, size * pieces, times // 2) for kind in ("reduce-scatter", "all-gather")]
@@ -138,7 +144,7 @@ def _flops(cfg: config.Config, step: str) -> float:
     if moe.transport not in ("einsum", "scatter"):
         return 0.0
     products = 3 if experts.activation_of(moe).gated else 2
-    width, hidden = _row_bytes(cfg) / jnp.dtype(cfg.model.compute_dtype).itemsize, widths.of_classes(moe)
+    width, hidden = row_bytes(cfg) / jnp.dtype(cfg.model.compute_dtype).itemsize, widths.of_classes(moe)
     empty = max(_places(cfg) - moe.top_k, 0) * 2 * products * width * sum(hidden) / len(hidden)
     group = moe.group_window or moe.group_rows * cfg.data.context
     masks = 2 * 2 * _places(cfg) * group * width if moe.transport == "einsum" else 0.0
@@ -153,6 +159,6 @@ def _places(cfg: config.Config) -> float:
     return moe.num_experts * int(slots) / group
 
 
-def _row_bytes(cfg: config.Config) -> int:
+def row_bytes(cfg: config.Config) -> int:
     """Of one token's vector as it is sent."""
     return (cfg.model.moe.latent or cfg.model.width) * jnp.dtype(cfg.model.compute_dtype).itemsize

@@ -89,8 +89,8 @@ CHIPS: dict[str, Chip] = {
               shapes=PLANE),
         # Half a chip. GOOGLE: 192 GiB, 1200 GB/s of links, 100 Gbit/s of network a chip. BOOK: int8 4.61e15 and 9e10 one way a chip.
         # Between the two, six times one link (GOOGLE). The largest slice is the pod of 9,216. Room: the same message, 94.75G a device.
-        _chip("tpu7x", memory=96 * GiB, room=int(94.75 * GiB), int8_flops=2305e12, torus=3, link=4.5e10, network=6.25e9, cores=2, per_chip=2,
-              inside=5.4e11, shapes=(*SPACE, "16x16x36")),
+        _chip("tpu7x", memory=96 * GiB, room=int(94.75 * GiB), int8_flops=2305e12, torus=3, link=4.5e10, network=6.25e9, cores=2,
+              per_chip=2, inside=5.4e11, shapes=(*SPACE, "16x16x36")),
         # NVIDIA: 80 GB, int8 1979e12 without sparsity, NVLink 900 GB/s both ways together, one 400 Gbit/s adapter a device.
         _chip("h100", memory=80 * GiB, room=None, int8_flops=1979e12, torus=0, link=450e9, network=50e9, cores=132, per_chip=1,
               shapes=("1", "2", "4", "8")),

@@ -1,7 +1,8 @@
 """How mesh axes lie on the links of a slice, and how long a collective takes on what an axis gets of them.
 
-Formulas are those of a bandwidth-bound collective in "How to Scale Your Model" (Austin et al. 2025), part 3: an all-gather or a
-reduce-scatter is limited by what a device sends into its links, an all-to-all by the links that cross the middle of a ring. Hops cost nothing.
+Formulas are those of collectives that bandwidth bounds in "How to Scale Your Model" (Austin et al. 2025), part 3: an all-gather or a
+reduce-scatter is limited by what a device sends into its links, an all-to-all by the links that cross the middle of a ring. Hops cost
+nothing.
 """
 
 from __future__ import annotations

@@ -82,7 +82,12 @@ class Roofline(NamedTuple):
 
 
 def of_compiled(
-    compiled: Mapping[str, Any], cfg: config.Config, topology: Topology, slices: int = 1, step: str = "train", load: Skew = EVEN
+    compiled: Mapping[str, Any],
+    cfg: config.Config,
+    topology: Topology,
+    slices: int = 1,
+    step: str = "train",
+    load: Skew = EVEN,
 ) -> Roofline:
     """Bounds of a compiled step on one slice or several.
 
@@ -135,7 +140,7 @@ def wire(cfg: config.Config, topology: Topology, slices: int) -> Wiring:
 def traffic(memory: Mapping[str, int]) -> float:
     """Bytes that a step moves to and from main memory at least: arguments read once, results written once, what is donated too, and
     every byte of temporaries written and read once. Programs read weights and temporaries more often."""
-    return memory["arguments"] + memory["outputs"] + memory.get("donated", 0) + 2 * memory["temporaries"]
+    return float(memory["arguments"] + memory["outputs"] + memory.get("donated", 0) + 2 * memory["temporaries"])
 
 
 def moved(rows: Iterable[Mapping[str, Any]], wiring: Wiring, cfg: config.Config, load: Skew) -> tuple[float, float]:
@@ -181,7 +186,11 @@ def masked_flops(counted: Account, cfg: config.Config, step: str) -> float:
 def buffer_flops(counted: Account, cfg: config.Config, step: str) -> float:
     """Of places in capacity buffers that no request fills, all experts taken equally often, and of one-hot dispatch and combine."""
     moe = cfg.model.moe
-    if moe.capacity_factor is None or moe.transport not in ("einsum", "scatter") or not kinds.number(cfg.model, "sparse"):
+    if (
+        moe.capacity_factor is None
+        or moe.transport not in ("einsum", "scatter")
+        or not kinds.number(cfg.model, "sparse")
+    ):
         return 0.0
     empty = max(moe.capacity_factor - 1, 0.0) * expert_flops(counted, cfg, step)
     if moe.transport == "scatter":
