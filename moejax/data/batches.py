@@ -15,7 +15,7 @@ BLANK = {"tokens": 0, "targets": 0, "segments": 0, "valid": False, "labels": 0, 
 """Of a row that is missing: an id of any vocabulary, at no position that counts."""
 
 
-def padded_rows(cfg: config.Config, mesh: jax.sharding.Mesh, rows: int) -> int:
+def padded_rows(cfg: config.Config, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, rows: int) -> int:
     """`rows` raised to a multiple of batch shards * microbatches * rows of a group * groups exchanged apart."""
     moe = cfg.model.moe
     unit = sharding.shards(mesh, "batch") * cfg.train.microbatches * moe.group_rows * moe.chunks

@@ -1,0 +1,140 @@
+"""An estimate of what a step makes on the way, in bytes of one device. It prunes meshes that cannot fit; the compiler decides.
+
+What lives at once: gradients, what the forward pass saves for the backward pass, and the largest working set of one layer, of the loss or
+of the embedding. How far it is from the compiler is MARGIN.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from moejax import config, sharding
+from moejax.layers import kinds
+from moejax.moe import widths
+from moejax.moe.transport import ragged
+from moejax.plan import exchange, memory, skew, traffic
+
+MARGIN = 0.4
+"""Share of the estimate by which the compiler's temporaries may be smaller: see docs/experiments.md."""
+SCORES = 3
+"""Arrays of all scores of a layer in fp32 that a training step has at once."""
+BACKWARD = 2.8
+"""What the compiler has reserved with a backward pass, as a multiple of the rows of a round forward (moe/transport/ragged.py)."""
+INTEGERS = 16
+"""Bytes of routing that every policy saves of an assignment."""
+
+
+class Estimate(NamedTuple):
+    """Of one step on one device, in bytes."""
+
+    gradients: int
+    saved: int
+    """From the forward pass for the backward pass: the residual stream of every turn of the scan, and what the policy adds."""
+    working: int
+    """Weights gathered for one layer, scores, rows of experts; or the chunk of the loss and the tables, if that is more."""
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def estimate(cfg: config.Config, step: str = "train") -> Estimate:
+    """Of a step of `plan.programs`. Raises ValueError for an unknown one."""
+    if step != "train":
+        forward = max(_layer(cfg, step, training=False), _tables(cfg, step) / 2)
+        return Estimate(0, 0, int(forward))
+    own = [memory.padded_bytes(x.local(cfg.mesh), x.dtype) for x in memory.weights(cfg.model)]
+    gradients = sum(own) * (2 if cfg.train.microbatches > 1 else 1)
+    working = max(_layer(cfg, step, training=True), _tables(cfg, step))
+    return Estimate(gradients, int(_saved(cfg)), int(working))
+
+
+def _saved(cfg: config.Config) -> float:
+    """By policy: inputs of every turn of the scan and routing; rows as they arrive and come home; results of products; everything."""
+    model, policy = cfg.model, cfg.model.remat
+    vectors, wide = _vectors(cfg, "train"), jnp.dtype(model.compute_dtype).itemsize
+    turns, layers = model.repeats // model.unroll, config.depth(model) + model.further
+    sparse, here = kinds.number(model, "sparse"), exchange.local_tokens(cfg, "train")
+    kept = (turns + bool(model.first) + model.further) * vectors + sparse * here * model.moe.top_k * INTEGERS
+    if policy == "full":
+        return kept
+    kept += sparse * 2 * exchange.buffer_bytes(cfg, "train")
+    if policy == "exchanged":
+        return kept
+    tensor, tokens = cfg.mesh.tensor, vectors / (model.width * wide)
+    products = model.heads * model.head_dim * 2 + model.kv_heads * model.head_dim * 2
+    kept += layers * tokens * (products / tensor + model.width) * wide + layers * _scores(cfg, "train")
+    kept += (
+        (kinds.number(model, "dense") * model.hidden + sparse * model.moe.shared_hidden) * 2 / tensor * tokens * wide
+    )
+    if policy == "selective":
+        return kept
+    gathered = sum(memory.padded_bytes(traffic.whole(x).local(cfg.mesh), model.compute_dtype) for x in _in_layers(cfg))
+    rows = exchange.buffer_bytes(cfg, "train") / exchange.row_bytes(cfg)
+    inner = sparse * rows * sum(widths.of_classes(model.moe)) / len(widths.of_classes(model.moe)) * 2 * wide
+    return kept + gathered + inner + 4 * layers * vectors + layers * _scores(cfg, "train")
+
+
+def _layer(cfg: config.Config, step: str, training: bool) -> float:
+    """Of the largest layer: its weights gathered in fp32, cast, and with a gradient; scores; rows of its experts."""
+    parts: dict[str, float] = {}
+    for x in _in_layers(cfg):
+        shape = traffic.whole(x).local(cfg.mesh)[x.stacked :]
+        name = "/".join(x.path[: 3 if x.path[0] == "blocks" else 2])
+        size = memory.padded_bytes(shape, x.dtype) + memory.padded_bytes(shape, cfg.model.compute_dtype)
+        parts[name] = parts.get(name, 0) + size * (1.7 if training else 1)
+    scores = _scores(cfg, step) * (SCORES if training else 2)
+    return max(parts.values()) + max(scores, _experts(cfg, step, training)) + 6 * _vectors(cfg, step)
+
+
+def _experts(cfg: config.Config, step: str, training: bool) -> float:
+    """Rows of one sparse layer: sent, received, in and out of experts, whose hidden numbers are in fp32."""
+    moe = cfg.model.moe
+    if not kinds.number(cfg.model, "sparse"):
+        return 0.0
+    here, hidden = exchange.local_tokens(cfg, step), max(widths.of_classes(moe))
+    wide = jnp.dtype(cfg.model.compute_dtype).itemsize
+    width, shards = exchange.row_bytes(cfg) // wide, skew.shards(cfg)
+    hidden = hidden // memory.devices(cfg.mesh, sharding.axes(sharding.LAYOUTS[moe.tensor].hidden))
+    transport = exchange.of_step(cfg, step).model.moe.transport
+    if transport == "ragged":
+        rows = int(here * moe.top_k / moe.chunks)
+        return ragged.round_bytes(moe.receive_buffer, shards, rows, width, hidden, wide) * (BACKWARD if training else 1)
+    rows = (
+        here * moe.top_k * shards
+        if transport == "gather"
+        else exchange.buffer_bytes(cfg, step) / exchange.row_bytes(cfg)
+    )
+    masks = 0.0
+    if transport == "einsum":
+        group = moe.group_window or moe.group_rows * cfg.data.context
+        masks = here * rows / here * group * (4 + wide)
+    return (rows * (4 * width * wide + 3 * hidden * 4) + masks) * (BACKWARD / 2 if training else 1)
+
+
+def _tables(cfg: config.Config, step: str) -> float:
+    """The embedding or the output projection gathered in fp32 and cast, its gradient, and the logits of a chunk with theirs."""
+    model = cfg.model
+    size = model.vocab_size * model.width * (4 + 4 + jnp.dtype(model.compute_dtype).itemsize)
+    tokens = _vectors(cfg, step) / (model.width * jnp.dtype(model.compute_dtype).itemsize)
+    return size + 2 * 4 * tokens * model.loss_chunk / cfg.mesh.tensor
+
+
+def _in_layers(cfg: config.Config) -> list[memory.Lying]:
+    return [x for x in memory.weights(cfg.model) if x.path[0] not in traffic.ONCE]
+
+
+def _scores(cfg: config.Config, step: str) -> float:
+    """Of one layer in fp32, all pairs of a query here and a key: attention is not blocked."""
+    queries = _vectors(cfg, step) / (cfg.model.width * jnp.dtype(cfg.model.compute_dtype).itemsize)
+    return 4 * queries * cfg.data.context * cfg.model.heads / cfg.mesh.tensor
+
+
+def _vectors(cfg: config.Config, step: str) -> float:
+    """The residual stream on one device, in one microbatch."""
+    parts = memory.devices(cfg.mesh, sharding.axes("shard"))
+    read = cfg.data.batch if step == "decode" else memory.rows(cfg) * cfg.data.context
+    tokens = read / parts / (cfg.train.microbatches if step == "train" else 1)
+    return tokens * cfg.model.width * jnp.dtype(cfg.model.compute_dtype).itemsize

@@ -1,0 +1,130 @@
+"""What a training step sends and computes on a mesh, counted from shapes: rows of collectives as a compiled program has them.
+
+Counted are weights gathered where they are used and their gradients' sums, rows to experts and back, sums over cut heads and widths, keys
+and values over cut positions. Sums of scalars, exchanges of integers and routers' logits are small and left out.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from moejax import config, sharding
+from moejax.layers import kinds
+from moejax.plan import exchange, memory, roofline
+from moejax.plan.account import Account
+from moejax.plan.exchange import Row, row
+
+AGAIN = ("exchanged", "full")
+"""Policies under which the backward pass makes everything of a layer again; `selective` makes what no matrix product makes."""
+ONCE = ("embedding", "unembedding")
+"""Parameters outside the layers, which no policy has made again."""
+
+
+def rows(cfg: config.Config) -> list[Row]:
+    """Collectives of one training step on one device."""
+    found = [r for x in memory.weights(cfg.model) for r in _parameter(x, cfg)]
+    layers = kinds.number(cfg.model, "sparse")
+    found += [_times(r, layers * cfg.train.microbatches) for r in exchange.of_layer(cfg, "train") if layers]
+    found += [_times(r, cfg.train.microbatches) for r in (*_widths(cfg), *_positions(cfg))]
+    return [r for r in found if r["devices"] > 1 and r["times"]]
+
+
+def gathered(x: memory.Lying) -> tuple[str, ...]:
+    """Mesh axes that a parameter is gathered over where it is used."""
+    stored = sharding.axes("expert_storage" if x.routed else "storage")
+    return tuple(axis for axis in stored if any(axis in cut for cut in x.axes))
+
+
+def whole(x: memory.Lying) -> memory.Lying:
+    """The same parameter where it is used."""
+    over = gathered(x)
+    return x._replace(axes=tuple(tuple(axis for axis in cut if axis not in over) for cut in x.axes))
+
+
+def executed_flops(counted: Account, cfg: config.Config) -> float:
+    """Of all devices in one training step: the model's, masked scores, empty places of buffers, and what the backward pass makes again,
+    rows that pad the batch included. Routers and padding within kernels are not."""
+    model, forward = cfg.model, roofline.model_flops(counted, cfg, "train") / 3
+    masked = roofline.masked_flops(counted, cfg, "train") / 3
+    again = _weights(counted, "unembedding") * roofline.tokens(cfg, "train")  # chunks of the loss
+    if model.remat in AGAIN:
+        again += forward + masked - again
+    elif model.remat == "selective":  # experts' kernels are not among the products that it saves
+        again += roofline.expert_flops(counted, cfg, "train") / 3
+    padding = memory.rows(cfg) / cfg.data.batch
+    return padding * (3 * forward + 3 * masked + again + roofline.buffer_flops(counted, cfg, "train"))
+
+
+def _weights(counted: Account, name: str) -> float:
+    return 2.0 * sum(part.multiplied for part in counted.parts if part.name == name)
+
+
+def _parameter(x: memory.Lying, cfg: config.Config) -> list[Row]:
+    """Gathered in fp32 before use, its gradient's pieces summed in fp32 back to where it is stored, and over the axes it is alike on."""
+    over, micro = gathered(x), cfg.train.microbatches
+    size = memory.plain(whole(x).local(cfg.mesh), x.dtype)
+    uses = 1 if x.path[0] in ONCE or cfg.model.remat == "none" else 2
+    held = {axis for cut in x.axes for axis in cut}
+    alike = tuple(axis for axis in sharding.axes("shard") if axis not in held)
+    own = memory.plain(x.local(cfg.mesh), x.dtype)
+    return [
+        row("all-gather", over, cfg, size, uses * micro),
+        row("reduce-scatter", over, cfg, size, micro),
+        row("all-reduce", alike, cfg, own, micro),
+    ]
+
+
+def _widths(cfg: config.Config) -> list[Row]:
+    """Sums over what `tensor` cuts, in one microbatch: outputs of mixers and dense channels forward, gradients of their inputs backward;
+    outputs of experts in fp32, or tokens where it cuts the set of experts; the gradient of every chunk of the loss."""
+    model, axes = cfg.model, sharding.axes("heads")
+    vectors = _tokens(cfg) * model.width * jnp.dtype(model.compute_dtype).itemsize
+    found = [row("all-reduce", axes, cfg, vectors, _layers(cfg) * (3 if model.remat in AGAIN else 2))]
+    found.append(row("all-reduce", axes, cfg, vectors, 2 * kinds.number(model, "dense")))
+    found.append(row("all-reduce", axes, cfg, vectors, model.vocab_size // model.loss_chunk))
+    sparse = kinds.number(model, "sparse")
+    if model.moe.shared_hidden:
+        found.append(row("all-reduce", axes, cfg, vectors, 2 * sparse))
+    if sharding.LAYOUTS[model.moe.tensor].hidden is None:
+        return [*found, row("all-gather", axes, cfg, vectors, 2 * sparse)]
+    routed = _tokens(cfg) * (model.moe.latent or model.width) * 4
+    return [*found, row("all-reduce", axes, cfg, routed, 2 * sparse)]
+
+
+def _positions(cfg: config.Config) -> list[Row]:
+    """Keys and values of all positions, gathered by every mixer in one microbatch, and their gradients."""
+    model, axes = cfg.model, sharding.axes("position")
+    whole = _tokens(cfg) * memory.devices(cfg.mesh, axes)
+    size = whole * _keys(model) / cfg.mesh.tensor * jnp.dtype(model.compute_dtype).itemsize
+    uses = 1 if model.remat == "none" else 2
+    return [row("all-gather", axes, cfg, size, uses), row("reduce-scatter", axes, cfg, size, 1)]
+
+
+def _keys(model: config.Model) -> int:
+    """Numbers of keys and values of a position, in all layers."""
+    own, layers = model.latent, [kinds.split(kind)[0] for kind in (*config.layers(model), *kinds.further(model))]
+    latent = model.heads * (own.nope + own.rope + own.value)
+    return sum(latent if name == "latent" else 2 * model.kv_heads * model.head_dim for name in layers)
+
+
+def _layers(cfg: config.Config) -> int:
+    return config.depth(cfg.model) + cfg.model.further
+
+
+def _tokens(cfg: config.Config) -> float:
+    """On one device outside the sparse layer, in one microbatch."""
+    parts = memory.devices(cfg.mesh, sharding.axes("shard"))
+    return memory.rows(cfg) * cfg.data.context / parts / cfg.train.microbatches
+
+
+def _times(r: Row, number: int) -> Row:
+    return r | {name: r[name] * number for name in ("times", "bytes", "wire")}
+
+
+def moved_bytes(cfg: config.Config, given: int, gradients: int, saved: int) -> float:
+    """To and from main memory: arguments read and written, gradients and what is saved for the backward pass written and read, and
+    gathered weights written and read in every microbatch as often as they are gathered. Programs move more: activations within layers."""
+    micro, model = cfg.train.microbatches, cfg.model
+    uses = 1 if model.remat == "none" else 2
+    weights = sum(memory.plain(whole(x).local(cfg.mesh), model.compute_dtype) for x in memory.weights(model))
+    return 2.0 * given + 2 * gradients + micro * (2 * saved + 2 * uses * weights)
