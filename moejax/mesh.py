@@ -13,6 +13,8 @@ from moejax import config
 from moejax.errors import ConfigError
 
 AXES = ("data", "fsdp", "expert", "tensor", "context")
+ACROSS = AXES[0]
+"""The one axis that may lie across slices; every other lies within one."""
 
 
 def shape(mesh: config.Mesh) -> tuple[int, ...]:

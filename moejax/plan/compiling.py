@@ -73,7 +73,7 @@ def devices(topology: str, slices: int) -> Any:
 
 
 def memory(made: Any) -> dict[str, int]:
-    """Bytes of one device. `used` is all of them at once: what is donated is counted once."""
+    """Bytes of one device. `used` is all of them at once: what is donated is counted once, and given apart."""
     stats = made.memory_analysis()
     parts = {
         "arguments": stats.argument_size_in_bytes,
@@ -81,7 +81,7 @@ def memory(made: Any) -> dict[str, int]:
         "temporaries": stats.temp_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
     }
-    return parts | {"used": sum(parts.values())}
+    return parts | {"used": sum(parts.values()), "donated": stats.alias_size_in_bytes}
 
 
 def read(text: str, mesh: dict[str, int]) -> dict[str, Any]:
