@@ -14,6 +14,8 @@ from moejax.train.check import check
 
 HERE = pathlib.Path(__file__).parent
 FOLDER = HERE.parents[1] / "configs" / "models"
+UNLISTED = {"gshard_600b", "dense_70b", "sparse_400b"}
+"""Not in the table: counted below and in test_introduction.py."""
 TABLE = json.loads((HERE / "published_counts.json").read_text())
 MISSING = {
     "qwen3_5_35b_a3b": "gated_attention, gated_delta", "qwen3_5_397b_a17b": "gated_attention, gated_delta", "glm_5": "indexed",
@@ -33,7 +35,7 @@ def load(name):
 
 
 def test_every_config_is_in_the_table():
-    assert {path.stem for path in FOLDER.glob("*.py")} == TABLE.keys() | {"gshard_600b"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == TABLE.keys() | UNLISTED
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -49,7 +51,7 @@ def test_experts_of_gshard():
     assert experts == 18 * 2048 * 2 * 1024 * 8192 == 618_475_290_624
 
 
-@pytest.mark.parametrize("name", [*TABLE, "gshard_600b"])
+@pytest.mark.parametrize("name", [*TABLE, *sorted(UNLISTED)])
 def test_built_ones_may_be_trained_and_counted_ones_say_why_not(name):
     tree = load(name)
     assert tree.name == name
