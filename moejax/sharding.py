@@ -11,11 +11,14 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 BATCH_AXES = ("data", "fsdp", "expert")
 STORAGE_AXIS = "fsdp"
+LANES = 128
+"""Columns of a tile in a TPU's memory."""
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
@@ -124,12 +127,21 @@ def joined(stored: jax.Array, dims: tuple[str | None, ...], dtype: Any = None) -
         alike = tuple(axis for axis in axes("shard") if axis not in held)
         piece = jax.lax.pcast(piece, alike, to="reduced") if alike else piece
         for axis in reversed(held):
-            piece = jax.lax.all_gather(piece, axis, axis=dims.index("storage"), tiled=True, to="reduced")
+            piece = _joined_along(axis, piece, dims.index("storage"))
         return piece
 
     out = P(*spec(*named), reduced=frozenset(axes("shard")))
     found = jax.shard_map(body, in_specs=spec(*dims), out_specs=out)(stored)
     return found.astype(dtype or found.dtype)
+
+
+def _joined_along(axis: str, piece: jax.Array, dim: int) -> jax.Array:
+    """Pieces of every device along one mesh axis, joined in dimension `dim`, "reduced" along it."""
+    if jax.lax.axis_size(axis) == 1 or dim < piece.ndim - 1 or piece.shape[dim] % LANES == 0:
+        return jax.lax.all_gather(piece, axis, axis=dim, tiled=True, to="reduced")
+    # Pieces side by side in a tile are not scattered: of the gradient's sum the TPU compiler would make one of whole arrays.
+    parts = jnp.moveaxis(jax.lax.all_gather(piece, axis, axis=0, to="reduced"), 0, -2)
+    return parts.reshape(*piece.shape[:-1], -1)
 
 
 def whole(variable: Any, dtype: Any = None) -> jax.Array:
