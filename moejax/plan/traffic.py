@@ -1,6 +1,6 @@
 """What a training step sends and computes on a mesh, counted from shapes: rows of collectives as a compiled program has them.
 
-Counted are weights gathered where they are used and their gradients' sums, rows to experts and back, sums over cut heads and widths, keys
+Counted are weights gathered where they are used, sums of their gradients, rows to experts and back, sums over cut heads and widths, keys
 and values over cut positions. Sums of scalars, exchanges of integers and routers' logits are small and left out.
 """
 
@@ -18,6 +18,8 @@ AGAIN = ("exchanged", "full")
 """Policies under which the backward pass makes everything of a layer again; `selective` makes what no matrix product makes."""
 ONCE = ("embedding", "unembedding")
 """Parameters outside the layers, which no policy has made again."""
+FULL = ("unembedding",)
+"""Parameters whose products are in fp32."""
 
 
 def rows(cfg: config.Config) -> list[Row]:
@@ -60,18 +62,19 @@ def _weights(counted: Account, name: str) -> float:
 
 
 def _parameter(x: memory.Lying, cfg: config.Config) -> list[Row]:
-    """Gathered in fp32 before use, its gradient's pieces summed in fp32 back to where it is stored, and over the axes it is alike on."""
-    over, micro = gathered(x), cfg.train.microbatches
-    size = memory.plain(whole(x).local(cfg.mesh), x.dtype)
+    """Gathered before use, in the compute type: the TPU compiler casts first. Experts' gradients go back to where they are stored in
+    fp32, as moe/experts.py says, and are summed over the axes they are alike on. Those of other parameters are summed whole, where the
+    product that makes them is cut, in its type: that of the compute type, or fp32 of the loss. (Compiled with jax 0.10.2 for v5p.)"""
+    over, micro, used = gathered(x), cfg.train.microbatches, cfg.model.compute_dtype
+    shape, own = whole(x).local(cfg.mesh), x.local(cfg.mesh)
     uses = 1 if x.path[0] in ONCE or cfg.model.remat == "none" else 2
-    held = {axis for cut in x.axes for axis in cut}
-    alike = tuple(axis for axis in sharding.axes("shard") if axis not in held)
-    own = memory.plain(x.local(cfg.mesh), x.dtype)
-    return [
-        row("all-gather", over, cfg, size, uses * micro),
-        row("reduce-scatter", over, cfg, size, micro),
-        row("all-reduce", alike, cfg, own, micro),
-    ]
+    found = [row("all-gather", over, cfg, memory.plain(shape, used), uses * micro)]
+    cut = {axis for axes in (x if x.routed else whole(x)).axes for axis in axes}
+    alike = tuple(axis for axis in sharding.axes("shard") if axis not in cut)
+    if x.routed:
+        found.append(row("reduce-scatter", over, cfg, memory.plain(shape, x.dtype), micro))
+        return [*found, row("all-reduce", alike, cfg, memory.plain(own, x.dtype), micro)]
+    return [*found, row("all-reduce", alike, cfg, memory.plain(shape, x.dtype if x.path[0] in FULL else used), micro)]
 
 
 def _widths(cfg: config.Config) -> list[Row]:
