@@ -22,6 +22,8 @@ SCORES = 3
 """Arrays of all scores of a layer in fp32 that a training step has at once."""
 BACKWARD = 2.8
 """What the compiler has reserved with a backward pass, as a multiple of the rows of a round forward (moe/transport/ragged.py)."""
+GATHERED = 2.2
+"""The same of rows that are gathered, as compiled."""
 INTEGERS = 16
 """Bytes of routing that every policy saves of an assignment."""
 
@@ -102,15 +104,13 @@ def _experts(cfg: config.Config, step: str, training: bool) -> float:
     if transport == "ragged":
         rows = int(here * moe.top_k / moe.chunks)
         return ragged.round_bytes(moe.receive_buffer, shards, rows, width, hidden, wide) * (BACKWARD if training else 1)
-    rows = (
-        here * moe.top_k * shards
-        if transport == "gather"
-        else exchange.buffer_bytes(cfg, step) / exchange.row_bytes(cfg)
-    )
+    if transport == "gather":  # as many rows as the tokens of all devices could send here
+        return here * moe.top_k * shards * (4 * width * wide + 3 * hidden * 4) * (GATHERED if training else 1)
+    rows = exchange.buffer_bytes(cfg, step) / exchange.row_bytes(cfg)
     masks = 0.0
     if transport == "einsum":
         group = moe.group_window or moe.group_rows * cfg.data.context
-        masks = here * rows / here * group * (4 + wide)
+        masks = rows * group * (4 + wide)
     return (rows * (4 * width * wide + 3 * hidden * 4) + masks) * (BACKWARD / 2 if training else 1)
 
 
