@@ -22,6 +22,8 @@ from moejax.config_run import Checkpoint, Faults, Watchdog
 from moejax.errors import ConfigError
 
 T = TypeVar("T")
+COUNTED = "counted"
+"""Section of an experiment file that names parts of a model which are not built: moejax/plan/counted.py."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Model:
     """Type of activations and of the weights in a matmul: float32 or bfloat16. Parameters are float32."""
     remat: str = "none"
     """What the backward pass recomputes, a name in moejax.models.remat.POLICIES."""
+    query_chunk: int = 0
+    """Query positions of a device whose attention scores exist at a time; divides them. 0 for all."""
     loss_chunk: int = 264
     """Vocabulary columns whose logits exist at a time; divides vocab_size."""
     moe: MoE = dataclasses.field(default_factory=MoE)
@@ -229,7 +233,13 @@ def to_tree(part: Any) -> ml_collections.ConfigDict:
 
 
 def resolve(tree: ml_collections.ConfigDict) -> Config:
-    """ConfigDict -> Config. Unknown and ill-typed keys raise ConfigError with the nearest name or the right type."""
+    """ConfigDict -> Config. Unknown and ill-typed keys raise ConfigError with the nearest name or the right type, and so does an
+    architecture that is counted alone."""
+    if COUNTED in tree:
+        raise ConfigError(
+            f"config.{COUNTED}: this architecture is counted, not built; scripts/plan.py alone reads it. Missing: "
+            f"{', '.join(map(str, tree[COUNTED]))}"
+        )
     return _resolve(Config, tree, "config")
 
 

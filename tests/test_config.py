@@ -36,6 +36,8 @@ RULES = [
     ({"model.compute_dtype": "float16"}, ["'float16'", "choose float32 or bfloat16"]),
     ({"model.width": 0}, ["model.width=0", "at least 1"]),
     ({"model.loss_chunk": 100}, ["model.loss_chunk=100", "vocab_size=264", "choose a divisor"]),
+    ({"model.query_chunk": 3}, ["model.query_chunk=3", "16 positions", "choose one of 1, 2, 4, 8, 16, or 0"]),
+    ({"mesh.context": 2, "model.query_chunk": 16}, ["model.query_chunk=16", "8 positions"]),
     ({"model.loss_chunk": 0}, ["model.loss_chunk=0", "choose a divisor"]),
     ({"model.unroll": 2}, ["model.unroll=2", "repeats=1", "choose a divisor"]),
     ({"model.unroll": 0}, ["model.unroll=0", "choose a divisor"]),

@@ -26,7 +26,7 @@ ADAM = "optimizer/1/0"
 BEGUN_ANEW = ("step", "guard/{leaf:*}", "optimizer/0/{leaf:*}", "optimizer/1/{part:1..9}/{leaf:*}")
 """The count of steps, the guards, and the schedule."""
 
-FREE = ("pattern", "unroll", "hidden", "moe", "compute_dtype", "remat", "loss_chunk")
+FREE = ("pattern", "unroll", "hidden", "moe", "compute_dtype", "remat", "query_chunk", "loss_chunk")
 """Options of the model that a surgery may change, or that change no parameter."""
 
 

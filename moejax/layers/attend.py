@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -17,12 +19,15 @@ def attend(
     *,
     sinks: Float[Array, " H"] | None = None,
     scale: float | None = None,
+    queries: int = 0,
 ) -> Float[Array, "B T H v"]:
     """Every device its rows, heads and queries; keys and values are gathered where positions are cut.
 
     Args:
       sinks: a logit of each head that takes its share of the softmax and has no value (gpt-oss 2025).
       scale: of the scores; None is 1 / sqrt(d).
+      queries: positions of a device whose scores exist at a time, in the backward pass too; 0, or a number that does not divide them,
+        takes all.
     """
 
     def body(query: Array, key: Array, value: Array, mask: Array, sinks: Array | None) -> Array:
@@ -34,11 +39,31 @@ def attend(
             bias = jnp.concatenate([bias, sinks[None, :, None, None]], axis=-1)
             key, value = (jnp.pad(a, ((0, 0), (0, 1), (0, 0), (0, 0))) for a in (key, value))
             mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=True)
-        return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)[..., :width]
 
-    heads, queries = sharding.spec("batch", "position", "heads", None), sharding.spec("batch", None, "position", None)
-    inputs = (heads, heads, heads, queries, sharding.spec("heads"))
+        def some(query: Array, mask: Array) -> Array:
+            return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)[..., :width]
+
+        return in_turn(some, query, mask, queries)
+
+    heads, masks = sharding.spec("batch", "position", "heads", None), sharding.spec("batch", None, "position", None)
+    inputs = (heads, heads, heads, masks, sharding.spec("heads"))
     return jax.shard_map(body, in_specs=inputs, out_specs=heads)(query, key, value, mask, sinks)
+
+
+def in_turn(
+    attended: Callable[[Array, Array], Array], query: Float[Array, "B T H d"], mask: Bool[Array, "B 1 T S"], size: int
+) -> Float[Array, "B T H v"]:
+    """`attended(query, mask)` of `size` query positions after the other; nothing of one is kept for the backward pass of another."""
+    positions = query.shape[1]
+    if not size or positions % size or positions == size:
+        return attended(query, mask)
+
+    def cut(x: Array, axis: int) -> Array:
+        shape = (*x.shape[:axis], positions // size, size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    parts = jax.lax.map(jax.checkpoint(lambda own: attended(*own), prevent_cse=False), (cut(query, 1), cut(mask, 2)))
+    return jnp.moveaxis(parts, 0, 1).reshape(*query.shape[:3], parts.shape[-1])
 
 
 def stored(

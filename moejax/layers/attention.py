@@ -27,6 +27,7 @@ class GroupedQueryAttention(nnx.Module):
         d, h, kv, dim = model.width, model.heads, model.kv_heads, model.head_dim
         gain = (2 * config.depth(model)) ** -0.5
         self.options, self.epsilon, self.interleaved = options, model.norm_epsilon, model.rope.interleaved
+        self.queries = model.query_chunk
         self.query = init.normal(rngs, (d, h, dim), ("storage", "heads", None), fan_in=d)
         self.key = init.normal(rngs, (d, kv, dim), ("storage", "heads", None), fan_in=d)
         self.value = init.normal(rngs, (d, kv, dim), ("storage", "heads", None), fan_in=d)
@@ -55,7 +56,7 @@ class GroupedQueryAttention(nnx.Module):
             key, value = stored(cache["key"], key, view.filled), stored(cache["value"], value, view.filled)
             cache = {"key": key, "value": value}
         sinks = None if self.sinks is None else sharding.gather(self.sinks)
-        y = attend(query, key.astype(x.dtype), value.astype(x.dtype), view.mask, sinks=sinks)
+        y = attend(query, key.astype(x.dtype), value.astype(x.dtype), view.mask, sinks=sinks, queries=self.queries)
         out = sharding.spec("batch", "position", None)
         y = jnp.einsum("bthk,hkd->btd", y, sharding.gather(self.out, x.dtype), out_sharding=out)
         return (y if self.out_bias is None else y + sharding.gather(self.out_bias, x.dtype)[None, None]), cache

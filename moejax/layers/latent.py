@@ -24,7 +24,7 @@ class LatentAttention(nnx.Module):
 
     def __init__(self, model: config.Model, *, rngs: nnx.Rngs):
         own, d, h = model.latent, model.width, model.heads
-        self.options, self.interleaved = own, model.rope.interleaved
+        self.options, self.interleaved, self.queries = own, model.rope.interleaved, model.query_chunk
         self.scale = (own.nope + own.rope) ** -0.5 * positions.score_scale(model.rope)
         rank = own.query_rank
         up = rank or d
@@ -59,7 +59,7 @@ class LatentAttention(nnx.Module):
         shared = jnp.broadcast_to(turning[:, :, None], (*both.shape[:3], own.rope))
         where = sharding.spec("batch", "position", "heads", None)
         key = jnp.concatenate([both[..., : own.nope], jax.reshard(shared, where)], axis=-1)
-        y = attend(query, key, both[..., own.nope :], view.mask, scale=self.scale)
+        y = attend(query, key, both[..., own.nope :], view.mask, scale=self.scale, queries=self.queries)
         return jnp.einsum("bthk,hkd->btd", y, sharding.gather(self.out, x.dtype), out_sharding=vectors), cache
 
     def _query(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H d"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -107,7 +109,7 @@ class Decoder(nnx.Module):
             context = context._replace(tokens=ctx.tokens_of(own, where))
             hidden = module.joined(hidden, self._embed(own.tokens))
             number = jnp.int32(config.depth(self.model) + i)
-            hidden, outcome, _ = module.layer(hidden, context, number, mode, side, {})
+            hidden, outcome, _ = self._one(context, mode, scanned=False)(hidden, number, module.layer, side, {})
             found.append((module.final_norm(hidden), own))
             last.append(outcome)
         outcomes = depth.joined(self.model, depth.Parts(outcomes.first, outcomes.blocks, last))
@@ -139,27 +141,38 @@ class Decoder(nnx.Module):
         table = sharding.gather(self.embedding, jnp.dtype(self.model.compute_dtype))
         return table.at[tokens].get(out_sharding=sharding.spec("batch", "position", None))
 
+    def _one(self, context: ctx.Context, mode: Mode, *, scanned: bool) -> Callable:
+        """(x, number, layer, side, cache) -> x, outcome and cache of a layer, of which the backward pass recomputes what the model says."""
+
+        def one(x: Array, number: Array, layer: Layer, side: Side, own: attention.Cache) -> tuple:
+            return layer(x, context, number, mode, side, own)
+
+        return remat.wrap(one, self.model.remat, scanned=scanned)
+
     def _layers(
         self, x: Float[Array, "B T D"], context: ctx.Context, mode: Mode, sides: depth.Parts, cache: Cache
     ) -> tuple[Float[Array, "B T D"], depth.Parts, Cache]:
         """Through all layers but those of further modules: the residual stream, outcomes, and the cache."""
         model = self.model
 
-        def body(x: Array, scanned: tuple) -> tuple[Array, tuple[list[Outcome], list[attention.Cache]]]:
-            layers, number, sides, caches = scanned
+        def through(
+            x: Array, layers: tuple, *, scanned: bool
+        ) -> tuple[Array, tuple[list[Outcome], list[attention.Cache]]]:
+            own_layers, number, own_sides, caches = layers
+            one = self._one(context, mode, scanned=scanned)
             outcomes, kept = [], []
-            for i, parts in enumerate(zip(layers, sides, caches, strict=True)):
-                layer, side, own = parts
-                x, outcome, own = layer(x, context, number + i, mode, side, own)
+            for i, parts in enumerate(zip(own_layers, own_sides, caches, strict=True)):
+                x, outcome, own = one(x, number + i, *parts)
                 outcomes.append(outcome)
                 kept.append(own)
             return x, (outcomes, kept)
 
-        body = remat.wrap(body, model.remat)
-        x, (of_first, kept_first) = body(x, (list(self.first), jnp.int32(0), sides.first, cache.first))
+        first = (list(self.first), jnp.int32(0), sides.first, cache.first)
+        x, (of_first, kept_first) = through(x, first, scanned=False)
         numbers = len(model.first) + len(model.pattern) * jnp.arange(model.repeats, dtype=jnp.int32)
-        scanned = (list(self.blocks.layers), numbers, sides.blocks, cache.blocks)
-        x, (outcomes, kept) = jax.lax.scan(body, x, scanned, unroll=model.unroll)
+        blocks = (list(self.blocks.layers), numbers, sides.blocks, cache.blocks)
+        body = functools.partial(through, scanned=True)
+        x, (outcomes, kept) = jax.lax.scan(body, x, blocks, unroll=model.unroll)
         return x, depth.Parts(of_first, outcomes, []), Cache(kept_first, kept, cache.filled)
 
 

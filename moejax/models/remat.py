@@ -27,7 +27,8 @@ def check(name: str) -> None:
         raise ConfigError(f"model.remat={name!r} is not a policy; choose one of {', '.join(POLICIES)}")
 
 
-def wrap(body: Callable, name: str) -> Callable:
-    """The scan body under the policy."""
+def wrap(layer: Callable, name: str, *, scanned: bool) -> Callable:
+    """A layer under the policy. Between the loops of a scan nothing can be merged; outside of one the compiler would find what is computed
+    again to be there already, and keep it."""
     policy = POLICIES[name]
-    return body if policy is None else jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return layer if policy is None else jax.checkpoint(layer, policy=policy, prevent_cse=not scanned)

@@ -12,12 +12,13 @@ from collections import Counter
 from typing import Any
 
 import jax.numpy as jnp
+import ml_collections
 
 from moejax import config
 from moejax.errors import UserError
 from moejax.layers import kinds
 from moejax.models.decoder import Decoder
-from moejax.plan import mixing, parts
+from moejax.plan import mixing, parts, stacks
 from moejax.plan.mixing import Mixing
 from moejax.plan.parts import Part
 
@@ -58,16 +59,11 @@ def of_config(cfg: config.Config | config.Model) -> Account:
 
     Raises UserError where a Model alone does not say what a token costs (see `parts.visits`)."""
     model = cfg.model if isinstance(cfg, config.Config) else cfg
-    group = model.moe.group_window
-    if group is None and isinstance(cfg, config.Config):
-        group = model.moe.group_rows * cfg.data.context
-    visited = parts.visits(model.moe, group) if kinds.number(model, "sparse") else parts.NONE
-    by_name: dict[str, list[parts.Leaf]] = {}
-    for leaf in parts.leaves(lambda rngs: Decoder(model, rngs=rngs)):
-        by_name.setdefault(parts.name_of(leaf.path), []).append(leaf)
+    visited = parts.visits(model.moe, _group(cfg)) if kinds.number(model, "sparse") else parts.NONE
+    every = parts.by_part(parts.leaves(lambda rngs: Decoder(model, rngs=rngs)), parts.name_of)
     found = {
         name: parts.of_leaves(name, own, visited, model.moe.num_experts, decoding=name != "further")
-        for name, own in by_name.items()
+        for name, own in every.items()
     }
     if model.further:  # each module's prediction goes through the output projection once more
         again = model.further * found["unembedding"].multiplied
@@ -77,6 +73,27 @@ def of_config(cfg: config.Config | config.Model) -> Account:
     later = Counter(kinds.split(kind)[0] for kind in kinds.further(model))
     mixed += [mixing.of_layers(model, name, number, decoding=False) for name, number in later.items()]
     return Account(parts.merged(found.values()), tuple(mixed), jnp.dtype(model.compute_dtype).itemsize)
+
+
+def of_tree(tree: ml_collections.ConfigDict) -> Account:
+    """The account of an experiment file, also of one with a section `counted`, whose architecture is not built.
+
+    Raises ConfigError for what cannot be read."""
+    if config.COUNTED not in tree:
+        return of_config(config.resolve(tree))
+    whole = tree.to_dict()
+    sections = whole.pop(config.COUNTED)
+    plain = ml_collections.ConfigDict(whole)
+    cfg = config.resolve(plain)
+    found, mixed = stacks.count(cfg.model, sections, _group(cfg))
+    return Account(parts.merged(found), tuple(mixed), jnp.dtype(cfg.model.compute_dtype).itemsize)
+
+
+def _group(cfg: config.Config | config.Model) -> int | None:
+    """Tokens of a group of routing; None where a Model alone does not say."""
+    if isinstance(cfg, config.Model):
+        return cfg.moe.group_window
+    return cfg.model.moe.group_window or cfg.model.moe.group_rows * cfg.data.context
 
 
 def weight_flops(account: Account) -> int:

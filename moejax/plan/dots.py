@@ -1,4 +1,4 @@
-"""FLOPs of a compiled program's matrix products, and of the kernels it calls by their own estimate. A multiplication and an addition are two."""
+"""FLOPs of a compiled program's matrix products, and of its kernels by their own estimate. A FLOP is a multiplication or an addition."""
 
 from __future__ import annotations
 

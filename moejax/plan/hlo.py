@@ -42,6 +42,8 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
+    """A line of a computation."""
+
     name: str
     shapes: tuple[Shape, ...]
     """Of every array of the result."""
@@ -59,6 +61,8 @@ class Instruction(NamedTuple):
 
 
 class Computation(NamedTuple):
+    """The program, or a function, loop body or fusion of it."""
+
     name: str
     instructions: dict[str, Instruction]
 

@@ -130,6 +130,11 @@ def leaves(make: Callable[[nnx.Rngs], nnx.Module], layers: int = 1) -> list[Leaf
     return found
 
 
+def in_channel(path: tuple[str, ...]) -> str:
+    """The part that a parameter of a channel belongs to, by its path."""
+    return IN_CHANNEL.get(path[0], path[0])
+
+
 def name_of(path: tuple[str, ...]) -> str:
     """The part that a parameter of a Decoder belongs to, by its path."""
     if path[0] in ("first", "blocks"):
@@ -137,8 +142,16 @@ def name_of(path: tuple[str, ...]) -> str:
         if path[0] == "mixer":
             return "mixers"
         if path[0] == "channel":
-            return IN_CHANNEL.get(path[1], path[1])
+            return in_channel(path[1:])
     return "norms" if path[0].endswith("_norm") else path[0]
+
+
+def by_part(own: Iterable[Leaf], name: Callable[[tuple[str, ...]], str]) -> dict[str, list[Leaf]]:
+    """Parameters by the part that `name` says."""
+    found: dict[str, list[Leaf]] = {}
+    for leaf in own:
+        found.setdefault(name(leaf.path), []).append(leaf)
+    return found
 
 
 def of_leaves(name: str, own: Iterable[Leaf], visited: Visits, experts: int, decoding: bool = True) -> Part:

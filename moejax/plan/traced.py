@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 from jax.extend.core import Jaxpr
 from jax.interpreters import partial_eval
 

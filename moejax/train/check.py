@@ -95,6 +95,12 @@ def _check_positions(cfg: config.Config) -> None:
         raise ConfigError(
             f"{_product(cfg, axes)} does not divide data.context={context}, whose positions it cuts; choose one of {_divisors(context)}"
         )
+    chunk, own = cfg.model.query_chunk, _devices(cfg, sharding.axes("position"))
+    if chunk < 0 or (chunk and context // own % chunk):
+        raise ConfigError(
+            f"model.query_chunk={chunk} does not divide the {context // own} positions that a device attends from "
+            f"(data.context={context}); choose one of {_divisors(context // own)}, or 0"
+        )
     if window is not None and context // pieces % window:
         raise ConfigError(
             f"{_product(cfg, axes)} leaves {context // pieces} positions on a device, which windows of model.moe.group_window={window} "

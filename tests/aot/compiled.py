@@ -61,7 +61,7 @@ def compiled(case):
 
     def loss(x, *others):
         if "remat" in case:  # two layers under the policy, as the model has them
-            body = remat.wrap(lambda x, _: (x + routed(x, *others), None), case["remat"])
+            body = remat.wrap(lambda x, _: (x + routed(x, *others), None), case["remat"], scanned=True)
             y = jax.lax.scan(body, x, None, length=2)[0]
         else:
             y = routed(x, *others)

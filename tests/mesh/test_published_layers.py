@@ -34,8 +34,8 @@ KINDS = {
 MESHES = [{"fsdp": 2, "expert": 4}, {"context": 2, "expert": 2, "tensor": 2}]
 
 
-def losses(kind, mesh):
-    cfg = dataclasses.replace(small.configure(**COMMON | KINDS[kind]), mesh=config.Mesh(**mesh))
+def losses(kind, mesh, **options):
+    cfg = dataclasses.replace(small.configure(**COMMON | KINDS[kind] | options), mesh=config.Mesh(**mesh))
     built, now = small.begin(cfg)
     found = []
     with jax.set_mesh(built.mesh), small.quick():
@@ -49,7 +49,8 @@ def losses(kind, mesh):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_b01_meshes_change_nothing(kind):
-    """Loss, further loss and gradient norm of three steps."""
+    """Loss, further loss and gradient norm of three steps; also with the scores of four query positions at a time."""
     wanted = losses(kind, {})
     for mesh in MESHES:
-        np.testing.assert_allclose(losses(kind, mesh), wanted, rtol=2e-5, err_msg=str(mesh))
+        found = losses(kind, mesh, **{"model.query_chunk": 4, "model.remat": "full"})
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, err_msg=str(mesh))

@@ -23,7 +23,7 @@ from moejax.errors import ConfigError, UserError
 from moejax.layers import kinds
 
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
-MODEL_FREE = ("first", "pattern", "repeats", "unroll", "compute_dtype", "remat", "loss_chunk", "moe")
+MODEL_FREE = ("first", "pattern", "repeats", "unroll", "compute_dtype", "remat", "query_chunk", "loss_chunk", "moe")
 """Options of the model that change nothing at inference, or are compared by what they mean."""
 BIASES = ("sign_bias", "quantile_bias")
 """Options that keep a bias on selection, which is published as one."""
