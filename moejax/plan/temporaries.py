@@ -67,7 +67,8 @@ def _saved(cfg: config.Config) -> float:
         return kept
     tensor, tokens = cfg.mesh.tensor, vectors / (model.width * wide)
     products = model.heads * model.head_dim * 2 + model.kv_heads * model.head_dim * 2
-    kept += layers * tokens * (products / tensor + model.width) * wide + layers * _scores(cfg, "train")
+    scores = 0.0 if traffic.chunked(cfg) else layers * _scores(cfg, "train")
+    kept += layers * tokens * (products / tensor + model.width) * wide + scores
     kept += (
         (kinds.number(model, "dense") * model.hidden + sparse * model.moe.shared_hidden) * 2 / tensor * tokens * wide
     )
@@ -76,7 +77,7 @@ def _saved(cfg: config.Config) -> float:
     gathered = sum(memory.padded_bytes(traffic.whole(x).local(cfg.mesh), model.compute_dtype) for x in _in_layers(cfg))
     rows = exchange.buffer_bytes(cfg, "train") / exchange.row_bytes(cfg)
     inner = sparse * rows * sum(widths.of_classes(model.moe)) / len(widths.of_classes(model.moe)) * 2 * wide
-    return kept + gathered + inner + 4 * layers * vectors + layers * _scores(cfg, "train")
+    return kept + gathered + inner + 4 * layers * vectors + scores
 
 
 def _layer(cfg: config.Config, step: str, training: bool) -> float:
@@ -127,8 +128,10 @@ def _in_layers(cfg: config.Config) -> list[memory.Lying]:
 
 
 def _scores(cfg: config.Config, step: str) -> float:
-    """Of one layer in fp32, all pairs of a query here and a key: attention is not blocked."""
+    """Of one layer in fp32, all pairs of a key and a query here, or a query of those that are taken at a time."""
     queries = _vectors(cfg, step) / (cfg.model.width * jnp.dtype(cfg.model.compute_dtype).itemsize)
+    if step != "decode" and traffic.chunked(cfg):
+        queries *= cfg.model.query_chunk / traffic.positions(cfg)
     return 4 * queries * cfg.data.context * cfg.model.heads / cfg.mesh.tensor
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from moejax import config, sharding
 from moejax.layers import kinds
-from moejax.plan import exchange, memory, roofline
+from moejax.plan import account, exchange, memory, roofline
 from moejax.plan.account import Account
 from moejax.plan.exchange import Row, row
 
@@ -53,8 +53,20 @@ def executed_flops(counted: Account, cfg: config.Config) -> float:
         again += forward + masked - again
     elif model.remat == "selective":  # experts' kernels are not among the products that it saves
         again += roofline.expert_flops(counted, cfg, "train") / 3
+    if chunked(cfg):
+        again += masked + roofline.tokens(cfg, "train") * account.score_flops(counted, cfg.data.context)
     padding = memory.rows(cfg) / cfg.data.batch
     return padding * (3 * forward + 3 * masked + again + roofline.buffer_flops(counted, cfg, "train"))
+
+
+def chunked(cfg: config.Config) -> bool:
+    """Whether scores of some queries exist at a time, which the backward pass makes again."""
+    return 0 < cfg.model.query_chunk < positions(cfg)
+
+
+def positions(cfg: config.Config) -> int:
+    """Of a row, that a device attends from."""
+    return cfg.data.context // memory.devices(cfg.mesh, sharding.axes("position"))
 
 
 def _weights(counted: Account, name: str) -> float:
