@@ -16,7 +16,9 @@ from moejax.train import check
 def experiment(**changes):
     """A sparse model whose numbers have many factors."""
     moe = config.MoE(num_experts=64, top_k=4, hidden=256, transport="ragged")
-    model = config.Model(vocab_size=512, loss_chunk=256, width=512, heads=8, kv_heads=8, head_dim=64, compute_dtype="bfloat16", moe=moe)
+    model = config.Model(
+        vocab_size=512, loss_chunk=256, width=512, heads=8, kv_heads=8, head_dim=64, compute_dtype="bfloat16", moe=moe
+    )
     cfg = config.Config(model=model, data=config.Data(context=256, batch=512))
     return dataclasses.replace(cfg, **changes)
 
