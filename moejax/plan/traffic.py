@@ -76,7 +76,8 @@ def _weights(counted: Account, name: str) -> float:
 def _parameter(x: memory.Lying, cfg: config.Config) -> list[Row]:
     """Gathered before use, in the compute type: the TPU compiler casts first. Experts' gradients go back to where they are stored in
     fp32, as moe/experts.py says, and are summed over the axes they are alike on. Those of other parameters are summed whole, where the
-    product that makes them is cut, in its type: that of the compute type, or fp32 of the loss. (Compiled with jax 0.10.2 for v5p.)"""
+    product that makes them is cut, in its type: the compute type, or fp32 of the loss. (Compiled with jax 0.10.2 for v5p:2x2x2: so where
+    fsdp and expert are the whole mesh; beside `tensor` they were reduce-scattered, at half the bytes.)"""
     over, micro, used = gathered(x), cfg.train.microbatches, cfg.model.compute_dtype
     shape, own = whole(x).local(cfg.mesh), x.local(cfg.mesh)
     uses = 1 if x.path[0] in ONCE or cfg.model.remat == "none" else 2
@@ -91,19 +92,18 @@ def _parameter(x: memory.Lying, cfg: config.Config) -> list[Row]:
 
 def _widths(cfg: config.Config) -> list[Row]:
     """Sums over what `tensor` cuts, in one microbatch: outputs of mixers and dense channels forward, gradients of their inputs backward;
-    outputs of experts in fp32, or tokens where it cuts the set of experts; the gradient of every chunk of the loss."""
+    outputs of experts in fp32 and gradients of theirs, or tokens where it cuts the set of experts; the gradient of the loss, once."""
     model, axes = cfg.model, sharding.axes("heads")
     vectors = _tokens(cfg) * model.width * jnp.dtype(model.compute_dtype).itemsize
-    found = [row("all-reduce", axes, cfg, vectors, _layers(cfg) * (3 if model.remat in AGAIN else 2))]
-    found.append(row("all-reduce", axes, cfg, vectors, 2 * kinds.number(model, "dense")))
-    found.append(row("all-reduce", axes, cfg, vectors, model.vocab_size // model.loss_chunk))
-    sparse = kinds.number(model, "sparse")
-    if model.moe.shared_hidden:
-        found.append(row("all-reduce", axes, cfg, vectors, 2 * sparse))
+    dense, sparse = kinds.number(model, "dense"), kinds.number(model, "sparse")
+    sums = _layers(cfg) * (3 if model.remat in AGAIN else 2) + 2 * dense + 1 + model.further
+    sums += 2 * sparse * bool(model.moe.shared_hidden)
+    found = [row("all-reduce", axes, cfg, vectors, sums)]
     if sharding.LAYOUTS[model.moe.tensor].hidden is None:
         return [*found, row("all-gather", axes, cfg, vectors, 2 * sparse)]
-    routed = _tokens(cfg) * (model.moe.latent or model.width) * 4
-    return [*found, row("all-reduce", axes, cfg, routed, 2 * sparse)]
+    routed = _tokens(cfg) * (model.moe.latent or model.width)
+    back = row("all-reduce", axes, cfg, routed * jnp.dtype(model.compute_dtype).itemsize, sparse)
+    return [*found, row("all-reduce", axes, cfg, routed * 4, sparse), back]
 
 
 def _positions(cfg: config.Config) -> list[Row]:

@@ -92,11 +92,19 @@ def test_one_device_sends_nothing():
     assert traffic.rows(changed(config.Mesh())) == []
 
 
-def test_cut_widths_and_positions_are_summed_and_gathered():
-    """4 layers of mixers forward, backward and again, and eight chunks of the loss sum vectors of 4,096 tokens; keys are gathered twice."""
-    widths = changed(config.Mesh(fsdp=4, tensor=2), pattern=("attention+dense",))
-    tokens = 32 * 1024 / 4
-    assert sent(widths)["all-reduce", "tensor"] == pytest.approx((4 * 3 + 2 * 4 + 8) * tokens * 1024 * 2 / 1e6)
-    positions = changed(config.Mesh(fsdp=4, context=2), pattern=("attention+dense",))
-    keys = 32 * 1024 / 4 * 4 * (2 * 4 * 128) * 2
-    assert sent(positions)["all-gather", "context"] == pytest.approx(2 * keys / 2 / 1e6)
+def test_cut_widths_are_summed():
+    """Four mixers forward, backward and again; experts' outputs in fp32 and their gradients; the loss. Compiled: 421.0 MB."""
+    cfg = changed(config.Mesh(expert=4, tensor=2))
+    vectors = 32 * 1024 / 4 * 1024 * 2
+    assert sent(cfg)["all-reduce", "tensor"] == pytest.approx((4 * 3 + 4 * 2 + 4 + 1) * vectors / 1e6)
+    assert sent(cfg)["all-reduce", "tensor"] == pytest.approx(421.0, rel=0.01)
+    whole = dataclasses.replace(cfg.model.moe, tensor="experts")
+    whole = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, moe=whole))
+    assert sent(whole)["all-gather", "tensor"] == pytest.approx(2 * 4 * vectors / 2 / 1e6)
+
+
+def test_keys_of_cut_positions_are_gathered():
+    """In four layers forward and again, of 4 heads of 128."""
+    cfg = changed(config.Mesh(fsdp=4, context=2), pattern=("attention+dense",))
+    keys = 4 * 32 * 1024 / 4 * (2 * 4 * 128) * 2
+    assert sent(cfg)["all-gather", "context"] == pytest.approx(2 * keys / 2 / 1e6)
