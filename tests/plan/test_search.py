@@ -105,7 +105,7 @@ def answer(fits=True, seconds=1.0, used=1):
 
 
 def test_a_compiler_has_the_last_word(found):
-    """The first does not fit, the second is slow, the third refused, the fourth fast: it wins, and none that fits follows one that does not."""
+    """The first does not fit, the second is slow, the third refused, the fourth fast: it wins, and what does not fit comes last."""
     four = found[:4]
 
     def compiles(candidate):

@@ -25,6 +25,8 @@ CASES = {
     "none": changed(remat="none"),
     "selective": changed(remat="selective"),
     "gather": changed(transport="gather"),
+    "microbatches": dataclasses.replace(CFG, train=config.Train(microbatches=4)),
+    "positions": changed(config.Mesh(expert=4, context=2)),
     "dense": changed(config.Mesh(fsdp=8), pattern=("attention+dense",)),
 }
 GATHERS, SUM, EXCHANGE = ("all-gather", "fsdp"), ("all-reduce", "fsdp+expert"), ("ragged-all-to-all", "expert")
@@ -35,6 +37,21 @@ COMPILED = {
     "selective": TWICE | {EXCHANGE: 755.0},
     "none": EXPERTS | {GATHERS: 50.3, ("all-gather", "fsdp+expert"): 81.2, EXCHANGE: 503.3},
     "gather": TWICE | {("all-gather", "expert"): 408.4, ("reduce-scatter", "expert"): 306.7},
+    "microbatches": {
+        GATHERS: 604.0,
+        ("all-gather", "fsdp+expert"): 328.5,
+        SUM: 884.7,
+        ("reduce-scatter", "fsdp"): 402.7,
+        EXCHANGE: 1006.6,
+    },
+    "positions": {
+        ("all-gather", "context"): 71.3,
+        ("all-gather", "expert"): 88.9,
+        ("all-reduce", "context"): 201.3,
+        ("all-reduce", "expert+context"): 221.2,
+        EXCHANGE: 755.0,
+        ("reduce-scatter", "context"): 35.7,
+    },
     "dense": {GATHERS: 190.8, ("all-reduce", "fsdp"): 308.3},
 }
 """Megabytes that a device sends in a step by kind and axes, those above 4, of `plan.compiling` with jax 0.10.2 for v5p:2x2x2."""
@@ -43,6 +60,8 @@ SIZES = {
     "selective": (371563008, 2538426368),
     "none": (371563008, 3359767648),
     "gather": (371563008, 2424366208),
+    "microbatches": (371563008, 992256928),
+    "positions": (742955520, 1869475072),
     "dense": (107123200, 548008704),
 }
 """Bytes of arguments and of temporaries of the same steps."""
@@ -61,8 +80,8 @@ def sent(cfg):
 
 @pytest.mark.parametrize("name", CASES)
 def test_collectives_are_those_of_the_compiler(name):
-    """Each within 2 %, and none besides."""
-    assert sent(CASES[name]) == pytest.approx(COMPILED[name], rel=0.02)
+    """Each within 2 % or what is left out as small, and none besides."""
+    assert sent(CASES[name]) == pytest.approx(COMPILED[name], rel=0.02, abs=4.5)
 
 
 @pytest.mark.parametrize("name", CASES)
