@@ -6,14 +6,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from moejax import config
 from moejax.errors import ConfigError, DamagedError, DivergedError, PreemptedError, SaveError, UserError, together
 
+T = TypeVar("T")
 KNOWN = (UserError, DivergedError, DamagedError, SaveError, PreemptedError)
 
 
@@ -74,12 +77,21 @@ def config_flag() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "experiment file, with --config.key=value for any option")
 
 
+def tree(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
+    """The config of the flag as the file gives it."""
+    return _loaded(flag, lambda value: value.copy_and_resolve_references())
+
+
 def resolved(flag: flags.FlagHolder) -> config.Config:
     """The config of the flag, as frozen dataclasses."""
+    return _loaded(flag, config.resolve)
+
+
+def _loaded(flag: flags.FlagHolder, use: Callable[[ml_collections.ConfigDict], T]) -> T:
     if flag.value is None:
         raise ConfigError("--config is missing; for example --config=configs/tiny.py")
     try:
-        return config.resolve(flag.value)
+        return use(flag.value)
     except OSError as error:  # the file was not found, which absl says only now
         raise ConfigError(f"--config cannot be loaded: {_flat(error)}") from error
 

@@ -147,23 +147,26 @@ def parse_topology(text: str) -> Topology:
             f"h200:8; chips: {', '.join(CHIPS)}"
         )
     name, dims = found[1], tuple(int(n) for n in found[2].split("x"))
-    if name not in CHIPS:
-        raise ConfigError(f"--topology={text}: {name} is not a known chip; choose one of {', '.join(CHIPS)}")
-    chip = CHIPS[name]
-    wanted, offered = max(chip.torus, 1), ", ".join(chip.shapes)
+    own = chip(name)
+    wanted, offered = max(own.torus, 1), ", ".join(own.shapes)
     if len(dims) != wanted or min(dims) < 1:
         raise ConfigError(f"--topology={text}: a slice of {name} has {wanted} dimension(s); choose one of {offered}")
-    most = max(math.prod(int(n) for n in shape.split("x")) for shape in chip.shapes)
+    most = max(math.prod(int(n) for n in shape.split("x")) for shape in own.shapes)
     if math.prod(dims) > most:
         raise ConfigError(
             f"--topology={text} has {math.prod(dims)} chips, more than the {most} of the largest slice of {name}; choose one of {offered}, "
             f"and several slices with --slices"
         )
-    return Topology(chip, dims)
+    return Topology(own, dims)
 
 
-def topologies(chip: str) -> list[Topology]:
+def topologies(name: str) -> list[Topology]:
     """Slices of a chip that are offered, small ones first. Raises ConfigError for an unknown chip."""
-    if chip not in CHIPS:
-        raise ConfigError(f"{chip} is not a known chip; choose one of {', '.join(CHIPS)}")
-    return [parse_topology(f"{chip}:{shape}") for shape in CHIPS[chip].shapes]
+    return [parse_topology(f"{name}:{shape}") for shape in chip(name).shapes]
+
+
+def chip(name: str) -> Chip:
+    """Of a name in CHIPS. Raises ConfigError for another."""
+    if name not in CHIPS:
+        raise ConfigError(f"{name} is not a known chip; choose one of {', '.join(CHIPS)}")
+    return CHIPS[name]

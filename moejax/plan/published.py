@@ -20,6 +20,7 @@ def begin(name: str, vocabulary: int) -> Tree:
     c.data.context, c.data.batch = 4096, 1024
     c.model.vocab_size, c.model.loss_chunk = vocabulary, chunk(vocabulary)
     c.model.query_chunk = 512
+    c.model.moe.kernel = "pallas_tpu"  # the compiler makes a dense product of the weight gradient of ragged_dot
     c.model.compute_dtype, c.model.remat = "bfloat16", "full"
     c.model.moe.transport = "ragged"
     c.train.steps, c.train.warmup = 100_000, 2000

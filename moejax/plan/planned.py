@@ -1,0 +1,55 @@
+"""Between plans and what a command prints: experiment files by path, numbers for JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from moejax import mesh as meshes
+from moejax.errors import ConfigError
+from moejax.plan import account
+from moejax.plan.account import Account
+from moejax.plan.introduction import Copies
+from moejax.plan.search import Candidate
+
+NAMED = (("mixtral_8x7b", 8, 7e9), ("mixtral_8x22b", 8, 22e9))
+"""Models whose names multiply experts by a size: file under configs/models, experts, parameters."""
+MODELS = Path(__file__).parents[2] / "configs" / "models"
+
+
+def summary(counted: Account, context: int) -> dict[str, Any]:
+    """The account for JSON, its first numbers by name."""
+    return {
+        "total_parameters": counted.total_parameters,
+        "active_parameters": counted.active_parameters,
+        "account": account.to_dict(counted, context),
+    }
+
+
+def load(path: str) -> Any:
+    """The ConfigDict of an experiment file. Raises ConfigError for a file that is none."""
+    file = Path(path).expanduser()
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ConfigError(f"{path} is not an experiment file; give a Python file with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"{path} has no get_config(); give an experiment file")
+    return module.get_config()
+
+
+def named_copies() -> list[Copies]:
+    """The models of NAMED whose files are there: an installed library has no configs."""
+    files = [(MODELS / f"{name}.py", experts, each) for name, experts, each in NAMED]
+    return [Copies(f.stem, account.of_tree(load(str(f))), experts, each) for f, experts, each in files if f.is_file()]
+
+
+def of_candidate(candidate: Candidate) -> dict[str, Any]:
+    """For JSON."""
+    sizes = zip(meshes.AXES, meshes.shape(candidate.config.mesh), strict=True)
+    return {
+        "mesh": {axis: n for axis, n in sizes if n > 1}, "microbatches": candidate.config.train.microbatches, "fits": candidate.fits,
+        "compiled": candidate.compiled, "memory": candidate.memory, "reason": candidate.reason, "roofline": candidate.roofline.to_dict(),
+    }  # fmt: skip
