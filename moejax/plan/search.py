@@ -47,14 +47,23 @@ class Candidate:
         return not self.fits, self.roofline.seconds.serial if self.fits else float(self.used)
 
 
+Load = Callable[[config.Config], Skew]
+"""How evenly experts are taken on a config's mesh."""
+
+
+def even(cfg: config.Config) -> Skew:
+    """On every mesh."""
+    return EVEN
+
+
 def search(
-    cfg: config.Config, topology: Topology, slices: int = 1, keep: int | None = None, load: Skew = EVEN
+    cfg: config.Config, topology: Topology, slices: int = 1, keep: int | None = None, load: Load = even
 ) -> list[Candidate]:
     """Meshes for a training step that the config's check accepts and the slice has, the best first; those that do not fit come last.
 
     Raises ConfigError where there is none, with what the check said of the config's own mesh."""
     counted = account.of_config(cfg)
-    found = [_candidate(own, wiring, counted, load) for own, wiring in _allowed(cfg, topology, slices)]
+    found = [_candidate(own, wiring, counted, load(own)) for own, wiring in _allowed(cfg, topology, slices)]
     if not found:
         check.check(cfg)
         raise ConfigError(
@@ -64,13 +73,16 @@ def search(
     return sorted(found, key=lambda candidate: candidate.rank)[:keep]
 
 
-def refine(candidates: Iterable[Candidate], compile: Callable[[Candidate], Mapping[str, Any]]) -> list[Candidate]:
+def refine(
+    candidates: Iterable[Candidate], compile: Callable[[Candidate], Mapping[str, Any]], load: Load = even
+) -> list[Candidate]:
     """The same, with memory and seconds of compiled steps, the best first; what the compiler refuses comes last.
 
     Args:
       compile: what `plan.compiling.compiled` says of a candidate's training step; a ConfigError is the compiler's refusal.
     """
-    return sorted((_refined(candidate, compile) for candidate in candidates), key=lambda candidate: candidate.rank)
+    refined = (_refined(candidate, compile, load(candidate.config)) for candidate in candidates)
+    return sorted(refined, key=lambda candidate: candidate.rank)
 
 
 def sizes(number: int, axes: int) -> Iterator[tuple[int, ...]]:
@@ -114,7 +126,7 @@ def _candidate(cfg: config.Config, wiring: Wiring, counted: Account, load: Skew)
     return Candidate(cfg, topology, slices, fits, needed, bounds, _reason(fits, needed, chip.usable, seconds))
 
 
-def _refined(candidate: Candidate, compile: Callable[[Candidate], Mapping[str, Any]]) -> Candidate:
+def _refined(candidate: Candidate, compile: Callable[[Candidate], Mapping[str, Any]], load: Skew) -> Candidate:
     room = candidate.topology.chip.usable
     try:
         made = compile(candidate)
@@ -127,7 +139,7 @@ def _refined(candidate: Candidate, compile: Callable[[Candidate], Mapping[str, A
         )
         return dataclasses.replace(candidate, fits=False, compiled=True, memory=used, reason=reason)
     needed = {name: made["memory"][name] for name in ("arguments", "outputs", "temporaries", "code")}
-    bounds = roofline.of_compiled(made, candidate.config, candidate.topology, candidate.slices)
+    bounds = roofline.of_compiled(made, candidate.config, candidate.topology, candidate.slices, load=load)
     reason = _reason(True, needed, room, bounds.seconds)
     return dataclasses.replace(candidate, fits=True, compiled=True, memory=needed, roofline=bounds, reason=reason)
 

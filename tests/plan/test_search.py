@@ -85,7 +85,7 @@ def test_a_reason_names_the_bound(found):
 
 def test_time_rises_with_skew(found):
     """Of a mesh that cuts experts; one that does not is not slower."""
-    uneven = search.search(experiment(), parse_topology("v5p:4x4x4"), load=EVEN._replace(slowest=2.0))
+    uneven = search.search(experiment(), parse_topology("v5p:4x4x4"), load=lambda cfg: EVEN._replace(slowest=2.0))
     by_mesh = {c.config.mesh: c.roofline.seconds.serial for c in uneven}
     cut = [c for c in found if c.config.mesh.expert > 1]
     assert cut and all(by_mesh[c.config.mesh] > c.roofline.seconds.serial for c in cut)
