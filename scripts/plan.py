@@ -93,7 +93,9 @@ def compile_for(tree: Any, counted: account.Account, context: int) -> tuple[dict
             )
         return {}, []
     if SEARCH.value and (MESH.value or STEP.value != "train"):
-        raise ConfigError(f"--search={SEARCH.value} tries every mesh for training; leave out --mesh and --step={STEP.value}")
+        raise ConfigError(
+            f"--search={SEARCH.value} tries every mesh for training; leave out --mesh and --step={STEP.value}"
+        )
     cfg = config.resolve(tree)
     if MESH.value is not None:
         cfg = dataclasses.replace(cfg, mesh=parse_mesh(MESH.value))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from moejax import config
+from moejax import config, sharding
 from moejax import mesh as meshes
 from moejax.errors import ConfigError
 from moejax.plan import account, links, memory, roofline, skew, temporaries, traffic
@@ -106,7 +106,21 @@ def _allowed(cfg: config.Config, topology: Topology, slices: int) -> Iterator[tu
         own = dataclasses.replace(cfg, mesh=config.Mesh(**shape))
         with contextlib.suppress(ConfigError):
             check.check(own)
-            yield own, wiring
+            yield in_parts(own, topology.chip.usable), wiring
+
+
+def in_parts(cfg: config.Config, room: int) -> config.Config:
+    """The config with the fewest microbatches, its own number or a multiple, that fit by the estimate; the most there can be where none
+    does. A microbatch has a row for every batch shard at least."""
+    shards = math.prod(getattr(cfg.mesh, axis) for axis in sharding.axes("batch"))
+    most = cfg.data.batch // (shards * cfg.model.moe.group_rows * cfg.train.microbatches)
+    best, given = cfg, sum(memory.arguments(cfg).values())
+    for parts in (n for n in range(1, most + 1) if most % n == 0):
+        train = dataclasses.replace(cfg.train, microbatches=parts * cfg.train.microbatches)
+        best = dataclasses.replace(cfg, train=train)
+        if given + temporaries.estimate(best).total <= room:
+            break
+    return best
 
 
 def _candidate(cfg: config.Config, wiring: Wiring, counted: Account, load: Skew) -> Candidate:
