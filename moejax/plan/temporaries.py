@@ -17,14 +17,14 @@ from moejax.moe.transport import ragged
 from moejax.plan import exchange, memory, skew, traffic
 
 MARGIN = 0.3
-"""Share of the estimate by which the compiler's temporaries may differ. Of eight steps of small models that jax 0.10.2 compiled for
+"""Share of the estimate by which the compiler's temporaries may differ. Of nine steps of small models that jax 0.10.2 compiled for
 v5p:2x2x2 (tests/plan/test_traffic.py has them) they were 0.89 to 1.21 times the estimate, in bfloat16 with every policy."""
 SCORES = 3
 """Arrays of all scores of a layer in fp32 that a training step has at once."""
 BACKWARD = 2.8
 """What the compiler has reserved with a backward pass, as a multiple of the rows of a round forward (moe/transport/ragged.py)."""
-GATHERED = 2.2
-"""The same of rows that are gathered, as compiled."""
+BUFFERED = 2.2
+"""The same of rows that are gathered, or lie in buffers of a capacity, as compiled."""
 INTEGERS = 16
 """Bytes of routing that every policy saves of an assignment."""
 
@@ -108,14 +108,14 @@ def _experts(cfg: config.Config, step: str, training: bool) -> float:
     if transport == "ragged":
         rows = int(here * moe.top_k / moe.chunks)
         return ragged.round_bytes(moe.receive_buffer, shards, rows, width, hidden, wide) * (BACKWARD if training else 1)
-    if transport == "gather":  # as many rows as the tokens of all devices could send here
-        return here * moe.top_k * shards * (4 * width * wide + 3 * hidden * 4) * (GATHERED if training else 1)
-    rows = exchange.buffer_bytes(cfg, step) / exchange.row_bytes(cfg)
+    # Gathered rows are as many as the tokens of all devices could send here.
+    gathered = here * moe.top_k * shards
+    rows = gathered if transport == "gather" else exchange.buffer_bytes(cfg, step) / exchange.row_bytes(cfg)
     masks = 0.0
     if transport == "einsum":
         group = moe.group_window or moe.group_rows * cfg.data.context
         masks = rows * group * (4 + wide)
-    return (rows * (4 * width * wide + 3 * hidden * 4) + masks) * (BACKWARD / 2 if training else 1)
+    return (rows * (4 * width * wide + 3 * hidden * 4) + masks) * (BUFFERED if training else 1)
 
 
 def _tables(cfg: config.Config, step: str) -> float:

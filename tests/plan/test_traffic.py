@@ -15,8 +15,8 @@ MODEL = config.Model(
 CFG = config.Config(model=MODEL, data=config.Data(context=1024, batch=32), mesh=config.Mesh(fsdp=2, expert=4))
 
 
-def changed(on=None, transport="ragged", **model):
-    moe = dataclasses.replace(MoE, transport=transport)
+def changed(on=None, transport="ragged", factor=None, **model):
+    moe = dataclasses.replace(MoE, transport=transport, capacity_factor=factor)
     return dataclasses.replace(CFG, model=dataclasses.replace(MODEL, moe=moe, **model), mesh=on or CFG.mesh)
 
 
@@ -25,6 +25,7 @@ CASES = {
     "none": changed(remat="none"),
     "selective": changed(remat="selective"),
     "gather": changed(transport="gather"),
+    "scatter": changed(transport="scatter", factor=1.25),
     "microbatches": dataclasses.replace(CFG, train=config.Train(microbatches=4)),
     "positions": changed(config.Mesh(expert=4, context=2)),
     "dense": changed(config.Mesh(fsdp=8), pattern=("attention+dense",)),
@@ -37,6 +38,7 @@ COMPILED = {
     "selective": TWICE | {EXCHANGE: 755.0},
     "none": EXPERTS | {GATHERS: 50.3, ("all-gather", "fsdp+expert"): 81.2, EXCHANGE: 503.3},
     "gather": TWICE | {("all-gather", "expert"): 408.4, ("reduce-scatter", "expert"): 306.7},
+    "scatter": TWICE | {("all-to-all", "expert"): 755.0},
     "microbatches": {
         GATHERS: 604.0,
         ("all-gather", "fsdp+expert"): 328.5,
@@ -60,6 +62,7 @@ SIZES = {
     "selective": (371563008, 2538426368),
     "none": (371563008, 3359767648),
     "gather": (371563008, 2424366208),
+    "scatter": (371563008, 992965312),
     "microbatches": (371563008, 992256928),
     "positions": (742955520, 1869475072),
     "dense": (107123200, 548008704),
