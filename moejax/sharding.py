@@ -104,10 +104,39 @@ def of_parameter(variable: Any, mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def gather(variable: Any, dtype: Any = None) -> jax.Array:
-    """A dense parameter ready for use: gathered from its storage shards in fp32, so that its gradient is reduced in fp32, then cast."""
+    """A dense parameter as operand of a product with activations: `joined` of its value, fp32 by default."""
+    return joined(variable[...], variable.get_metadata("dims"), dtype)
+
+
+def joined(stored: jax.Array, dims: tuple[str | None, ...], dtype: Any = None) -> jax.Array:
+    """An array with dimensions of these names as operand of a product that sums over tokens: gathered from its storage shards in fp32, cast.
+
+    Its gradient is summed in fp32, each device keeping its piece. Axis by axis, the last first: of a gather over several axes
+    the TPU compiler makes a sum of whole arrays, from 64 devices on. Up to the product the array is of the type "reduced": devices hold
+    the same, and sums that their gradients still lack. All axes that tokens lie over are among those, else the product raises
+    ShardingTypeError. What is not an operand of such a product takes `whole`.
+    """
+    named = tuple(GATHERED.get(name, name) if name else None for name in dims)
+    held = axes("storage") if "storage" in dims else ()
+
+    def body(piece: jax.Array) -> jax.Array:
+        # First: the gradient's sum over these axes is then one of pieces.
+        alike = tuple(axis for axis in axes("shard") if axis not in held)
+        piece = jax.lax.pcast(piece, alike, to="reduced") if alike else piece
+        for axis in reversed(held):
+            piece = jax.lax.all_gather(piece, axis, axis=dims.index("storage"), tiled=True, to="reduced")
+        return piece
+
+    out = P(*spec(*named), reduced=frozenset(axes("shard")))
+    found = jax.shard_map(body, in_specs=spec(*dims), out_specs=out)(stored)
+    return found.astype(dtype or found.dtype)
+
+
+def whole(variable: Any, dtype: Any = None) -> jax.Array:
+    """A dense parameter that is added, multiplied or handed to a shard_map as alike on all devices: gathered in fp32, cast."""
     names = tuple(GATHERED.get(name, name) if name else None for name in variable.get_metadata("dims"))
-    whole = jax.reshard(variable[...], spec(*names))
-    return whole.astype(dtype or whole.dtype)
+    found = jax.reshard(variable[...], spec(*names))
+    return found.astype(dtype or found.dtype)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -55,20 +55,20 @@ class GroupedQueryAttention(nnx.Module):
             assert view.filled is not None
             key, value = stored(cache["key"], key, view.filled), stored(cache["value"], value, view.filled)
             cache = {"key": key, "value": value}
-        sinks = None if self.sinks is None else sharding.gather(self.sinks)
+        sinks = None if self.sinks is None else sharding.whole(self.sinks)
         y = attend(query, key.astype(x.dtype), value.astype(x.dtype), view.mask, sinks=sinks, queries=self.queries)
         out = sharding.spec("batch", "position", None)
         y = jnp.einsum("bthk,hkd->btd", y, sharding.gather(self.out, x.dtype), out_sharding=out)
-        return (y if self.out_bias is None else y + sharding.gather(self.out_bias, x.dtype)[None, None]), cache
+        return (y if self.out_bias is None else y + sharding.whole(self.out_bias, x.dtype)[None, None]), cache
 
     def _project(self, x: Array, weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "B T H d"]:
         y = jnp.einsum("btd,dhk->bthk", x, sharding.gather(weight, x.dtype))
-        return y if bias is None else y + sharding.gather(bias, x.dtype)[None, None]
+        return y if bias is None else y + sharding.whole(bias, x.dtype)[None, None]
 
     def _ready(self, x: Float[Array, "B T H d"], scale: nnx.Param | None, view: View) -> Float[Array, "B T H d"]:
         """Queries or keys, normed and turned."""
         if scale is not None:
-            whole = sharding.gather(scale)
+            whole = sharding.whole(scale)
             whole = whole[None, None] if whole.ndim == 2 else whole[None, None, None]
             x = (norms.unit(x, self.epsilon, NORMS[self.options.norm]) * whole).astype(x.dtype)
         if self.options.rotary:

@@ -94,8 +94,8 @@ class Sparse(nnx.Module):
 
     def __call__(self, x: Array, context: Context, layer: Array, mode: Mode, side: Side) -> tuple[Array, Outcome]:
         weights = tuple(Weights(**{name: w[...] for name, w in own.items()}) for own in self.experts)
-        heads = {name: sharding.gather(self.router[name]) for name in sorted(self.router)}
-        constants = None if self.constants is None else sharding.gather(self.constants)
+        heads = {name: sharding.whole(self.router[name]) for name in sorted(self.router)}
+        constants = None if self.constants is None else sharding.whole(self.constants)
         z = None if self.into is None else jnp.einsum("btd,dl->btl", x, sharding.gather(self.into, x.dtype))
         moment = Moment(context.key, layer, context.step)
         parameters = Parameters(heads, weights, constants)

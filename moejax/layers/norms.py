@@ -19,7 +19,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return (unit(x, self.epsilon) * sharding.gather(self.scale)[None, None, :]).astype(x.dtype)
+        return (unit(x, self.epsilon) * sharding.whole(self.scale)[None, None, :]).astype(x.dtype)
 
 
 def unit(x: Float[Array, "..."], epsilon: float, axes: tuple[int, ...] = (-1,)) -> Float[Array, "..."]:

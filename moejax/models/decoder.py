@@ -18,7 +18,7 @@ from moejax.layers import attention, init, kinds
 from moejax.layers import context as ctx
 from moejax.layers.feed_forward import Outcome, Side
 from moejax.layers.norms import RMSNorm
-from moejax.models import depth, further, remat
+from moejax.models import depth, further, lookup, remat
 from moejax.moe.inputs import Mode
 from moejax.moe.records import State
 from moejax.moe.replay import Recorded
@@ -138,8 +138,7 @@ class Decoder(nnx.Module):
         return {name: kinds.MIXERS[name].view(self.model, where, filled) for name in kinds.mixers(self.model)}
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        table = sharding.gather(self.embedding, jnp.dtype(self.model.compute_dtype))
-        return table.at[tokens].get(out_sharding=sharding.spec("batch", "position", None))
+        return lookup.embedded(self.embedding, tokens, jnp.dtype(self.model.compute_dtype))
 
     def _one(self, context: ctx.Context, mode: Mode, *, scanned: bool) -> Callable:
         """(x, number, layer, side, cache) -> x, outcome and cache of a layer, of which the backward pass recomputes what the model says."""

@@ -26,16 +26,20 @@ Sums = dict[str, Any]
 def vocabulary_nats(
     hidden: Float[Array, "B T D"], unembedding: Float[Array, "D V"], targets: Int[Array, "B T"], chunk: int
 ) -> Float[Array, "B T"]:
-    """-log p(target) in nats, fp32, with the logits of `chunk` vocabulary columns in memory at a time, backward too."""
+    """-log p(target) in nats, fp32, with `chunk` columns of the stored unembedding gathered at a time, and their logits; backward too."""
+    hidden = jax.reshard(hidden, sharding.spec("batch", "position", None))
+    targets = jax.reshard(targets, sharding.spec("batch", "position"))
     width, vocabulary = unembedding.shape
     columns = unembedding.reshape(width, vocabulary // chunk, chunk).swapaxes(0, 1)
-    columns = jax.reshard(columns, sharding.spec(None, None, "vocabulary"))
+    dims = ("storage", "vocabulary")
+    columns = jax.reshard(columns, sharding.spec(None, *dims))
     place = jax.reshard(jnp.arange(chunk, dtype=jnp.int32), sharding.spec("vocabulary"))
     first = chunk * jnp.arange(vocabulary // chunk, dtype=jnp.int32)
 
     def turn(carry: tuple[Array, Array], scanned: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         log_z, picked = carry
-        weight, start = scanned
+        stored, start = scanned
+        weight = sharding.joined(stored, dims, hidden.dtype)
         logits = jnp.einsum("btd,dv->btv", hidden, weight, preferred_element_type=jnp.float32)
         hit = (targets - start)[..., None] == place[None, None]
         picked = picked + jnp.sum(jnp.where(hit, logits, 0), axis=-1)

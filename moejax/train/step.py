@@ -68,10 +68,9 @@ def nats_of(
     """The forward pass."""
     model, chunk = built.model(parameters), built.config.model.loss_chunk
     hidden, outcomes, further = model(batch, at.key, mode, at.routing, at.step, recorded)
-    unembedding = sharding.gather(model.unembedding, hidden.dtype)
 
     def nats(hidden: Array, targets: Array) -> Float[Array, "B T"]:
-        return losses.vocabulary_nats(hidden, unembedding, targets, chunk)
+        return losses.vocabulary_nats(hidden, model.unembedding[...], targets, chunk)
 
     return Nats(nats(hidden, batch.targets), outcomes, [(nats(h, own.targets), own) for h, own in further])
 

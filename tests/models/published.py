@@ -116,8 +116,7 @@ class Loaded:
         def loss(parameters, batch, counted):
             model = self.built.model(parameters)
             hidden, *_ = model(batch, jax.random.key(0), mode, self.routing, jnp.int32(0))
-            weight = sharding.gather(model.unembedding, hidden.dtype)
-            nats = losses.vocabulary_nats(hidden, weight, batch.targets, self.model.loss_chunk)
+            nats = losses.vocabulary_nats(hidden, model.unembedding[...], batch.targets, self.model.loss_chunk)
             return jnp.sum(jnp.where(counted, nats, 0)) / scored.sum()
 
         with jax.set_mesh(self.mesh):
