@@ -61,7 +61,7 @@ def _smallest(cfg: config.Config) -> dict[str, Any]:
 def _best(cfg: config.Config, topology: hardware.Topology, spare: float) -> search.Candidate | None:
     """The best mesh by the estimate that leaves so much memory free; None where none does."""
     try:
-        every = search.search(cfg, topology)
+        every = search.search(cfg, topology, spare=spare)
     except ConfigError:  # no mesh of so many devices
         return None
     return next((c for c in every if c.fits and c.used <= (1 - spare) * topology.chip.usable), None)

@@ -63,7 +63,7 @@ def search(
 
     Raises ConfigError where there is none, with what the check said of the config's own mesh."""
     counted = account.of_config(cfg)
-    found = [_candidate(own, wiring, counted, load(own)) for own, wiring in _allowed(cfg, topology, slices)]
+    found = [_candidate(own, wiring, counted, load(own)) for own, wiring in _allowed(cfg, topology, slices, spare)]
     if not found:
         check.check(cfg)
         raise ConfigError(
@@ -95,7 +95,9 @@ def sizes(number: int, axes: int) -> Iterator[tuple[int, ...]]:
             yield from ((first, *rest) for rest in sizes(number // first, axes - 1))
 
 
-def _allowed(cfg: config.Config, topology: Topology, slices: int) -> Iterator[tuple[config.Config, Wiring]]:
+def _allowed(
+    cfg: config.Config, topology: Topology, slices: int, spare: float
+) -> Iterator[tuple[config.Config, Wiring]]:
     """Configs with every mesh that lies on the slices and passes the check."""
     for inside in sizes(topology.devices, len(meshes.AXES)):
         shape = dict(zip(meshes.AXES, inside, strict=True))
@@ -106,10 +108,10 @@ def _allowed(cfg: config.Config, topology: Topology, slices: int) -> Iterator[tu
         own = dataclasses.replace(cfg, mesh=config.Mesh(**shape))
         with contextlib.suppress(ConfigError):
             check.check(own)
-            yield in_parts(own, topology.chip.usable), wiring
+            yield in_parts(own, (1 - spare) * topology.chip.usable), wiring
 
 
-def in_parts(cfg: config.Config, room: int) -> config.Config:
+def in_parts(cfg: config.Config, room: float) -> config.Config:
     """The config with the fewest microbatches, its own number or a multiple, that fit by the estimate; the most there can be where none
     does. A microbatch has a row for every batch shard at least."""
     shards = math.prod(getattr(cfg.mesh, axis) for axis in sharding.axes("batch"))
