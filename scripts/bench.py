@@ -8,6 +8,7 @@
     balancers    every balancer: steps to even out a skewed router, loss at equal budget, overhead (half an hour)
     statistics   the train step with its statistics against the step without
     convert      published checkpoints of 8 GB into arrays: memory beside these, speed beside reading (20 GB of disk; --rounds=3)
+    pods         published models compiled for TPU slices: the table of docs/pods.md (needs libtpu; two hours, kept answers are read again)
     saves        steps beside an asynchronous save against steps without one
     meshes       the experiment on one device, six meshes and two processes: losses and flipped assignments (half an hour)
     transport    every transport on eight devices: time, bytes, drops and rounds, by experts, their spread and the routing
@@ -33,6 +34,7 @@ from moejax.bench import (
     gpu_kernels,
     layer,
     meshes,
+    pods,
     routers,
     saves,
     statistics,
@@ -58,6 +60,7 @@ BENCHES = {
     "tpu_kernels": tpu_kernels,
     "layer": layer,
     "meshes": meshes,
+    "pods": pods,
     "routers": routers,
     "saves": saves,
     "balancers": balancers,

@@ -92,6 +92,10 @@ def compile_for(tree: Any, counted: account.Account, context: int) -> tuple[dict
                 "--search, --mesh and --loads are of a topology: add --topology, for example --topology=v5p:2x2x2"
             )
         return {}, []
+    if SEARCH.value and (MESH.value or STEP.value != "train"):
+        raise ConfigError(
+            f"--search={SEARCH.value} tries every mesh for training; leave out --mesh and --step={STEP.value}"
+        )
     cfg = config.resolve(tree)
     if MESH.value is not None:
         cfg = dataclasses.replace(cfg, mesh=parse_mesh(MESH.value))
@@ -118,8 +122,10 @@ def parse_mesh(text: str) -> config.Mesh:
     sizes: dict[str, int] = {}
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
-        if axis not in meshes.AXES or not size.isdigit():
-            raise ConfigError(f"--mesh={text}: {part!r} is not AXIS=SIZE with an axis of {', '.join(meshes.AXES)}")
+        if axis not in meshes.AXES or axis in sizes or not (size.isdecimal() and int(size)):
+            raise ConfigError(
+                f"--mesh={text}: {part!r} is not AXIS=SIZE with a size of at least 1 and an axis of {', '.join(meshes.AXES)}, each once"
+            )
         sizes[axis] = int(size)
     return config.Mesh(**sizes)
 

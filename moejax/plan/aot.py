@@ -24,6 +24,7 @@ from moejax.errors import ConfigError, UserError
 
 LIBTPU = "tpu"
 """Folder under the interpreter's own where `make tpu` puts the compiler: in the common path every command would look for a TPU."""
+COMPILER = (sys.executable, "-m", "moejax.plan.compiling")
 SPARE = 2**30
 """Bytes of this machine's memory that a compilation leaves to others."""
 
@@ -52,16 +53,15 @@ def compiled(request: Request, cache: Path | None, memory: int | None = None) ->
     Raises ConfigError for what the compiler refuses, UserError where it is not installed or wants more memory.
     """
     folder = libtpu()
-    kept = None if cache is None else cache / f"{key(request, folder)}.json"
+    kept = None if cache is None else _made(cache) / f"{key(request, folder)}.json"
     if kept is not None and kept.is_file():
-        with contextlib.suppress(ValueError):  # a file that another process is writing is made again
+        with contextlib.suppress(ValueError):  # a file that was damaged is made again
             return json.loads(kept.read_text())
     answer = _asked(request, folder, memory or free_memory() - SPARE)
     if "error" in answer:
         raise ConfigError(answer["error"])
     answer |= {"versions": versions(folder)}
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps(answer, indent=1))
         part.replace(kept)
@@ -114,6 +114,17 @@ def free_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def _made(cache: Path) -> Path:
+    """The folder, before the compiler has worked for it."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--cache={cache} cannot be written ({error.strerror}); choose another folder, or --cache= for none"
+        ) from error
+    return cache
+
+
 def _asked(request: Request, folder: Path | None, memory: int) -> dict[str, Any]:
     places = [
         str(Path(moejax.__file__).parents[1]),
@@ -121,7 +132,7 @@ def _asked(request: Request, folder: Path | None, memory: int) -> dict[str, Any]
         os.environ.get("PYTHONPATH", ""),
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "moejax.plan.compiling"],
+        COMPILER,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in places if p)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -143,9 +154,9 @@ def _asked(request: Request, folder: Path | None, memory: int) -> dict[str, Any]
 
 
 def _last(err: str) -> str:
-    """The last line that says something."""
-    said = [line.strip() for line in err.splitlines() if "Error" in line]
-    return (said or ["no message"])[-1][:500]
+    """The last line that names an error, or else the last one."""
+    lines = [line.strip() for line in err.splitlines() if line.strip()]
+    return ([line for line in lines if "Error" in line] or lines or ["no message"])[-1][:500]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from moejax.plan.hlo import Computation, Instruction, Module
 CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 WINDOW = re.compile(r"window=\{([^}]*)\}")
-BATCHES = re.compile(r"batch_group_count=(\d+)")
 ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"?(\d+)')
 TARGET = re.compile(r'custom_call_target="([^"]*)"')
 KERNEL = "tpu_custom_call"
@@ -76,7 +75,8 @@ def _of_dot(dot: Instruction, inside: Computation) -> int:
 def _of_convolution(conv: Instruction, inside: Computation) -> int:
     """2 * pairs of a result and a weight that meet an entry of the input: not padding, and not a hole between dilated entries.
 
-    The TPU compiler writes matrix products as convolutions, with batch dimensions as windows of which one entry counts.
+    The TPU compiler writes matrix products as convolutions, with batch dimensions as windows of which one entry counts. Groups of features
+    are in the weights' shape and groups of the batch in the result's.
     """
     left, right = (inside.instructions[o].shapes[0].dims for o in conv.operands[:2])
     labels = LABELS.search(conv.attributes)
@@ -97,9 +97,8 @@ def _of_convolution(conv: Instruction, inside: Computation) -> int:
         pairs *= sum(
             _met(place * strides[axis] - pads[axis], size, dilations[axis], holes[axis], length) for place in places
         )
-    groups = BATCHES.search(conv.attributes)
     batch = conv.shapes[0].dims[results.index("b")] * conv.shapes[0].dims[results.index("f")]
-    return 2 * batch * right[weights.index("i")] * pairs // (int(groups[1]) if groups else 1)
+    return 2 * batch * right[weights.index("i")] * pairs
 
 
 def _met(first: int, size: int, dilation: int, hole: int, length: int) -> int:

@@ -85,6 +85,11 @@ def of_step(cfg: config.Config, step: str) -> config.Config:
     return cfg if bounded or TRANSPORTS[moe.transport].dropless else using(cfg, DROPLESS)
 
 
+def forward_passes(cfg: config.Config, step: str) -> int:
+    """Of every microbatch: with several, one counts sums of the whole batch before one is differentiated (moejax/train/step.py)."""
+    return 1 + (step == "train" and cfg.train.microbatches > 1)
+
+
 def local_tokens(cfg: config.Config, step: str) -> float:
     """Tokens that a device routes in one microbatch, with those of rows that pad the batch."""
     parts = memory.devices(cfg.mesh, sharding.axes(sharding.LAYOUTS[cfg.model.moe.tensor].shard))
@@ -115,9 +120,10 @@ def of_layer(cfg: config.Config, step: str) -> list[Row]:
     if moe.transport == "gather":
         wide = size * 4 / jnp.dtype(cfg.model.compute_dtype).itemsize  # sums go home in fp32
         again = int(train and cfg.model.remat in REGATHERED)
-        gathers = [row("all-gather", axes, cfg, size, 1 + again), row("reduce-scatter", axes, cfg, wide)]
+        passes = forward_passes(cfg, step)
+        gathers = [row("all-gather", axes, cfg, size, passes + again), row("reduce-scatter", axes, cfg, wide, passes)]
         return gathers + ([row("reduce-scatter", axes, cfg, size), row("all-gather", axes, cfg, wide)] if train else [])
-    times = 2 + (BACKWARD[cfg.model.remat] if train else 0)
+    times = 2 * forward_passes(cfg, step) + (BACKWARD[cfg.model.remat] if train else 0)
     native = moe.transport == "ragged" and (BY_PLATFORM["tpu"] if moe.exchange == "auto" else moe.exchange) == "native"
     found = [row("ragged-all-to-all" if native else "all-to-all", axes, cfg, size, times)]
     pieces = memory.devices(cfg.mesh, sharding.axes(layout.position))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 HEADER = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
 NAME = re.compile(r"^  (ROOT )?%?(\S+) = ")
 ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
-OPERAND = re.compile(r"%([^\s,()]+)")
+OPERAND = re.compile(r"%([^\s,(){}]+)")
 CALLED = re.compile(
     r"(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%[^\s,]+)"
 )
@@ -24,8 +24,12 @@ LOOP = re.compile(r"condition=%([^\s,]+), body=%([^\s,]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 INDEX = re.compile(r"index=(\d+)")
 DIRECTION = re.compile(r"direction=(\w+)")
+LIMIT = {"LT": 1, "GT": 0}
+"""Which side of a comparison has the limit of a loop that counts up."""
 SCOPE = re.compile(r'op_name="([^"]*)"')
 BITS = re.compile(r"\d+")
+LITERAL = ("constant", "parameter")
+"""Instructions whose only operand is a number: its value, or which of the computation's it is."""
 
 
 class Shape(NamedTuple):
@@ -119,10 +123,25 @@ class Module:
         """Turns of a loop that counts from 0 by 1, as scans do."""
         if known := TRIPS.search(loop.attributes):
             return int(known[1])
-        bound = _bound(self.computations[condition])
+        bound = self._bound(self.computations[condition])
         if bound is None:
             self.open_loops.append(loop.scope)
         return bound or 0
+
+    def _bound(self, condition: Computation) -> int | None:
+        """n of `i < n`, where n is a constant; the comparison may stand in a fusion, which takes i and n or has n inside."""
+        test, given = condition.root, condition.instructions
+        if test.opcode == "fusion":
+            outer, inner = test, self.computations[OPERAND.findall(CALLED.findall(test.attributes)[0])[0]]
+            test, given = inner.root, dict(inner.instructions)
+            for name, own in inner.instructions.items():
+                if own.opcode == "parameter":
+                    given[name] = condition.instructions[outer.operands[int(own.operands[0])]]
+        direction = DIRECTION.search(test.attributes)
+        if test.opcode != "compare" or direction is None or direction[1] not in LIMIT:
+            return None
+        limit = given[test.operands[LIMIT[direction[1]]]]
+        return int(limit.operands[0]) if limit.opcode == "constant" else None
 
 
 def parsed(line: str) -> Instruction | None:
@@ -137,7 +156,7 @@ def parsed(line: str) -> Instruction | None:
     end = _closing(rest, start)
     shapes = tuple(Shape(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in ARRAY.findall(rest[:cut]))
     inner = rest[start : end + 1]
-    operands = tuple(OPERAND.findall(inner)) or ((inner[1:-1],) if opcode == "constant" else ())
+    operands = tuple(OPERAND.findall(inner)) or ((inner[1:-1],) if opcode in LITERAL else ())
     return Instruction(name[2], shapes, opcode, operands, rest[end + 1 :], bool(name[1]))
 
 
@@ -149,13 +168,3 @@ def _closing(text: str, start: int) -> int:
         if depth == 0:
             return place
     raise ValueError(f"a parenthesis of {text[:80]!r} does not close")
-
-
-def _bound(condition: Computation) -> int | None:
-    """n of `i < n`, where n is a constant; the comparison may stand in a fusion's place."""
-    root = condition.root
-    direction = DIRECTION.search(root.attributes)
-    if root.opcode != "compare" or direction is None or direction[1] not in ("LT", "GT"):
-        return None
-    constants = [condition.instructions[o] for o in root.operands if condition.instructions[o].opcode == "constant"]
-    return int(constants[0].operands[0]) if len(constants) == 1 else None

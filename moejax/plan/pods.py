@@ -35,9 +35,9 @@ class Asked:
     loads: np.ndarray | None = None
     """Measured requests [layers, E]; None is the even load."""
 
-    @property
-    def load(self) -> skew.Skew:
-        return skew.EVEN if self.loads is None else skew.skew(self.loads, self.config)
+    def load(self, cfg: config.Config) -> skew.Skew:
+        """How evenly experts are taken on the mesh of this config."""
+        return skew.EVEN if self.loads is None else skew.skew(self.loads, cfg)
 
 
 def with_mesh(asked: Asked, given: bool) -> tuple[Asked, str]:
@@ -71,12 +71,12 @@ def facts(asked: Asked, chosen: str = "given") -> dict[str, Any]:
     """Everything that is known of one step, for JSON; `fits` and where it does not `reason`."""
     made = compiled(asked)
     cfg, topology = asked.config, asked.topology
-    kinds = memory.arguments(cfg, asked.step)
+    kinds, load = memory.arguments(cfg, asked.step), asked.load(cfg)
     found: dict[str, Any] = {
         "topology": topology.name, "slices": asked.slices, "chips": topology.chips * asked.slices, "step": asked.step,
         "mesh": {a: n for a, n in zip(meshes.AXES, meshes.shape(cfg.mesh), strict=True) if n > 1}, "mesh_from": chosen,
         "batch": cfg.data.batch, "context": cfg.data.context, "microbatches": cfg.train.microbatches,
-        "room": topology.chip.usable, "arguments_by_kind": kinds, "load": asked.load._asdict(),
+        "room": topology.chip.usable, "arguments_by_kind": kinds, "load": load._asdict(),
     }  # fmt: skip
     if asked.step == "train":
         found["estimated_temporaries"] = temporaries.estimate(cfg).total
@@ -89,14 +89,15 @@ def facts(asked: Asked, chosen: str = "given") -> dict[str, Any]:
             f"does not fit: {used / 1e9:.1f} of {topology.chip.usable / 1e9:.1f} GB, of which {most} {kinds[most] / used:.0%}"
         )
         return found
-    found["roofline"] = roofline.of_compiled(made, cfg, topology, asked.slices, asked.step, asked.load).to_dict()
-    carried = exchange.compare(cfg, topology, asked.slices, asked.step, asked.load) if cfg.model.moe else []
+    found["roofline"] = roofline.of_compiled(made, cfg, topology, asked.slices, asked.step, load).to_dict()
+    carried = exchange.compare(cfg, topology, asked.slices, asked.step, load) if cfg.model.moe else []
     found["transports"] = [c._asdict() for c in carried]
     return found
 
 
 def searched(asked: Asked, compile_best: int, say: Callable[[str], None]) -> list[search.Candidate]:
-    """Meshes for a training step, the best first: all by the estimate, the first `compile_best` by the compiler."""
+    """Meshes for a training step, the best first: those that were compiled, `compile_best` of the best by the estimate; the others by
+    the estimate; what does not fit."""
     every = search.search(asked.config, asked.topology, asked.slices, load=asked.load)
     fitting = [c for c in every if c.fits][:compile_best]
 
@@ -104,7 +105,8 @@ def searched(asked: Asked, compile_best: int, say: Callable[[str], None]) -> lis
         say(f"compiling {search_line(candidate)}")
         return compiled(dataclasses.replace(asked, config=candidate.config))
 
-    return [*search.refine(fitting, ask), *(c for c in every if c not in fitting)]
+    order = [*search.refine(fitting, ask, asked.load), *(c for c in every if c not in fitting)]
+    return sorted(order, key=lambda candidate: not candidate.fits)
 
 
 def search_line(candidate: search.Candidate) -> str:

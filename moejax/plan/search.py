@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from moejax import config
+from moejax import config, sharding
 from moejax import mesh as meshes
 from moejax.errors import ConfigError
 from moejax.plan import account, links, memory, roofline, skew, temporaries, traffic
@@ -44,17 +44,32 @@ class Candidate:
     @property
     def rank(self) -> tuple[bool, float]:
         """Those that fit first; they by the time of a step, its parts one after another, as nothing says what the compiler hides."""
-        return not self.fits, self.roofline.seconds.serial if self.fits else self.used
+        return not self.fits, self.roofline.seconds.serial if self.fits else float(self.used)
+
+
+Load = Callable[[config.Config], Skew]
+"""How evenly experts are taken on a config's mesh."""
+
+
+def even(cfg: config.Config) -> Skew:
+    """On every mesh."""
+    return EVEN
 
 
 def search(
-    cfg: config.Config, topology: Topology, slices: int = 1, keep: int | None = None, load: Skew = EVEN
+    cfg: config.Config,
+    topology: Topology,
+    slices: int = 1,
+    keep: int | None = None,
+    load: Load = even,
+    spare: float = 0.0,
 ) -> list[Candidate]:
-    """Meshes for a training step that the config's check accepts and the slice has, the best first; those that do not fit come last.
+    """Meshes for a training step that the config's check accepts and the slice has, the best first; those that do not fit come last. Each
+    has the fewest microbatches that leave the share `spare` of a device's memory free by the estimate.
 
     Raises ConfigError where there is none, with what the check said of the config's own mesh."""
     counted = account.of_config(cfg)
-    found = [_candidate(own, wiring, counted, load) for own, wiring in _allowed(cfg, topology, slices)]
+    found = [_candidate(own, wiring, counted, load(own)) for own, wiring in _allowed(cfg, topology, slices, spare)]
     if not found:
         check.check(cfg)
         raise ConfigError(
@@ -64,13 +79,16 @@ def search(
     return sorted(found, key=lambda candidate: candidate.rank)[:keep]
 
 
-def refine(candidates: Iterable[Candidate], compile: Callable[[Candidate], Mapping[str, Any]]) -> list[Candidate]:
+def refine(
+    candidates: Iterable[Candidate], compile: Callable[[Candidate], Mapping[str, Any]], load: Load = even
+) -> list[Candidate]:
     """The same, with memory and seconds of compiled steps, the best first; what the compiler refuses comes last.
 
     Args:
       compile: what `plan.compiling.compiled` says of a candidate's training step; a ConfigError is the compiler's refusal.
     """
-    return sorted((_refined(candidate, compile) for candidate in candidates), key=lambda candidate: candidate.rank)
+    refined = (_refined(candidate, compile, load(candidate.config)) for candidate in candidates)
+    return sorted(refined, key=lambda candidate: candidate.rank)
 
 
 def sizes(number: int, axes: int) -> Iterator[tuple[int, ...]]:
@@ -83,7 +101,9 @@ def sizes(number: int, axes: int) -> Iterator[tuple[int, ...]]:
             yield from ((first, *rest) for rest in sizes(number // first, axes - 1))
 
 
-def _allowed(cfg: config.Config, topology: Topology, slices: int) -> Iterator[tuple[config.Config, Wiring]]:
+def _allowed(
+    cfg: config.Config, topology: Topology, slices: int, spare: float
+) -> Iterator[tuple[config.Config, Wiring]]:
     """Configs with every mesh that lies on the slices and passes the check."""
     for inside in sizes(topology.devices, len(meshes.AXES)):
         shape = dict(zip(meshes.AXES, inside, strict=True))
@@ -94,7 +114,21 @@ def _allowed(cfg: config.Config, topology: Topology, slices: int) -> Iterator[tu
         own = dataclasses.replace(cfg, mesh=config.Mesh(**shape))
         with contextlib.suppress(ConfigError):
             check.check(own)
-            yield own, wiring
+            yield in_parts(own, (1 - spare) * topology.chip.usable), wiring
+
+
+def in_parts(cfg: config.Config, room: float) -> config.Config:
+    """The config with the fewest microbatches, its own number or a multiple, that fit by the estimate; the most there can be where none
+    does. A microbatch has a row for every batch shard at least."""
+    shards = math.prod(getattr(cfg.mesh, axis) for axis in sharding.axes("batch"))
+    most = cfg.data.batch // (shards * cfg.model.moe.group_rows * cfg.train.microbatches)
+    best, given = cfg, sum(memory.arguments(cfg).values())
+    for parts in (n for n in range(1, most + 1) if most % n == 0):
+        train = dataclasses.replace(cfg.train, microbatches=parts * cfg.train.microbatches)
+        best = dataclasses.replace(cfg, train=train)
+        if given + temporaries.estimate(best).total <= room:
+            break
+    return best
 
 
 def _candidate(cfg: config.Config, wiring: Wiring, counted: Account, load: Skew) -> Candidate:
@@ -114,7 +148,7 @@ def _candidate(cfg: config.Config, wiring: Wiring, counted: Account, load: Skew)
     return Candidate(cfg, topology, slices, fits, needed, bounds, _reason(fits, needed, chip.usable, seconds))
 
 
-def _refined(candidate: Candidate, compile: Callable[[Candidate], Mapping[str, Any]]) -> Candidate:
+def _refined(candidate: Candidate, compile: Callable[[Candidate], Mapping[str, Any]], load: Skew) -> Candidate:
     room = candidate.topology.chip.usable
     try:
         made = compile(candidate)
@@ -127,7 +161,7 @@ def _refined(candidate: Candidate, compile: Callable[[Candidate], Mapping[str, A
         )
         return dataclasses.replace(candidate, fits=False, compiled=True, memory=used, reason=reason)
     needed = {name: made["memory"][name] for name in ("arguments", "outputs", "temporaries", "code")}
-    bounds = roofline.of_compiled(made, candidate.config, candidate.topology, candidate.slices)
+    bounds = roofline.of_compiled(made, candidate.config, candidate.topology, candidate.slices, load=load)
     reason = _reason(True, needed, room, bounds.seconds)
     return dataclasses.replace(candidate, fits=True, compiled=True, memory=needed, roofline=bounds, reason=reason)
 

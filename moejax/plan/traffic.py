@@ -1,23 +1,27 @@
 """What a training step sends and computes on a mesh, counted from shapes: rows of collectives as a compiled program has them.
 
-Counted are weights gathered where they are used and their gradients' sums, rows to experts and back, sums over cut heads and widths, keys
+Counted are weights gathered where they are used, sums of their gradients, rows to experts and back, sums over cut heads and widths, keys
 and values over cut positions. Sums of scalars, exchanges of integers and routers' logits are small and left out.
 """
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 
 from moejax import config, sharding
 from moejax.layers import kinds
-from moejax.plan import exchange, memory, roofline
+from moejax.plan import account, exchange, memory, roofline
 from moejax.plan.account import Account
 from moejax.plan.exchange import Row, row
 
 AGAIN = ("exchanged", "full")
 """Policies under which the backward pass makes everything of a layer again; `selective` makes what no matrix product makes."""
 ONCE = ("embedding", "unembedding")
-"""Parameters outside the layers, which no policy has made again."""
+"""Parameters outside the layers, which no policy has made again, and which are gathered once for all microbatches."""
+FULL = ("unembedding",)
+"""Parameters whose products are in fp32."""
 
 
 def rows(cfg: config.Config) -> list[Row]:
@@ -29,16 +33,23 @@ def rows(cfg: config.Config) -> list[Row]:
     return [r for r in found if r["devices"] > 1 and r["times"]]
 
 
+@functools.cache
 def gathered(x: memory.Lying) -> tuple[str, ...]:
     """Mesh axes that a parameter is gathered over where it is used."""
     stored = sharding.axes("expert_storage" if x.routed else "storage")
     return tuple(axis for axis in stored if any(axis in cut for cut in x.axes))
 
 
+@functools.cache
 def whole(x: memory.Lying) -> memory.Lying:
     """The same parameter where it is used."""
     over = gathered(x)
     return x._replace(axes=tuple(tuple(axis for axis in cut if axis not in over) for cut in x.axes))
+
+
+def uses_of(cfg: config.Config) -> int:
+    """How often a microbatch gathers what a layer needs: in forward passes, and again in the backward pass unless all is saved."""
+    return exchange.forward_passes(cfg, "train") + (cfg.model.remat != "none")
 
 
 def executed_flops(counted: Account, cfg: config.Config) -> float:
@@ -51,8 +62,21 @@ def executed_flops(counted: Account, cfg: config.Config) -> float:
         again += forward + masked - again
     elif model.remat == "selective":  # experts' kernels are not among the products that it saves
         again += roofline.expert_flops(counted, cfg, "train") / 3
+    if chunked(cfg):
+        again += masked + roofline.tokens(cfg, "train") * account.score_flops(counted, cfg.data.context)
+    again += (exchange.forward_passes(cfg, "train") - 1) * (forward + masked)
     padding = memory.rows(cfg) / cfg.data.batch
     return padding * (3 * forward + 3 * masked + again + roofline.buffer_flops(counted, cfg, "train"))
+
+
+def chunked(cfg: config.Config) -> bool:
+    """Whether scores of some queries exist at a time, which the backward pass makes again."""
+    return 0 < cfg.model.query_chunk < positions(cfg)
+
+
+def positions(cfg: config.Config) -> int:
+    """Of a row, that a device attends from."""
+    return cfg.data.context // memory.devices(cfg.mesh, sharding.axes("position"))
 
 
 def _weights(counted: Account, name: str) -> float:
@@ -60,35 +84,36 @@ def _weights(counted: Account, name: str) -> float:
 
 
 def _parameter(x: memory.Lying, cfg: config.Config) -> list[Row]:
-    """Gathered in fp32 before use, its gradient's pieces summed in fp32 back to where it is stored, and over the axes it is alike on."""
-    over, micro = gathered(x), cfg.train.microbatches
-    size = memory.plain(whole(x).local(cfg.mesh), x.dtype)
-    uses = 1 if x.path[0] in ONCE or cfg.model.remat == "none" else 2
-    held = {axis for cut in x.axes for axis in cut}
-    alike = tuple(axis for axis in sharding.axes("shard") if axis not in held)
-    own = memory.plain(x.local(cfg.mesh), x.dtype)
-    return [
-        row("all-gather", over, cfg, size, uses * micro),
-        row("reduce-scatter", over, cfg, size, micro),
-        row("all-reduce", alike, cfg, own, micro),
-    ]
+    """Gathered before use, in the compute type: the TPU compiler casts first. Experts' gradients go back to where they are stored in
+    fp32, as moe/experts.py says, and are summed over the axes they are alike on. Those of other parameters are summed whole, where the
+    product that makes them is cut, in its type: the compute type, or fp32 of the loss. (Compiled with jax 0.10.2 for v5p:2x2x2: so where
+    fsdp and expert are the whole mesh; beside `tensor` they were reduce-scattered, at half the bytes.)"""
+    over, micro, used = gathered(x), cfg.train.microbatches, cfg.model.compute_dtype
+    shape, own = whole(x).local(cfg.mesh), x.local(cfg.mesh)
+    uses = 1 if x.path[0] in ONCE else micro * uses_of(cfg)
+    found = [row("all-gather", over, cfg, memory.plain(shape, used), uses)]
+    cut = {axis for axes in (x if x.routed else whole(x)).axes for axis in axes}
+    alike = tuple(axis for axis in sharding.axes("shard") if axis not in cut)
+    if x.routed:
+        found.append(row("reduce-scatter", over, cfg, memory.plain(shape, x.dtype), micro))
+        return [*found, row("all-reduce", alike, cfg, memory.plain(own, x.dtype), micro)]
+    return [*found, row("all-reduce", alike, cfg, memory.plain(shape, x.dtype if x.path[0] in FULL else used), micro)]
 
 
 def _widths(cfg: config.Config) -> list[Row]:
     """Sums over what `tensor` cuts, in one microbatch: outputs of mixers and dense channels forward, gradients of their inputs backward;
-    outputs of experts in fp32, or tokens where it cuts the set of experts; the gradient of every chunk of the loss."""
+    outputs of experts in fp32 and gradients of theirs, or tokens where it cuts the set of experts; the gradient of the loss, once."""
     model, axes = cfg.model, sharding.axes("heads")
     vectors = _tokens(cfg) * model.width * jnp.dtype(model.compute_dtype).itemsize
-    found = [row("all-reduce", axes, cfg, vectors, _layers(cfg) * (3 if model.remat in AGAIN else 2))]
-    found.append(row("all-reduce", axes, cfg, vectors, 2 * kinds.number(model, "dense")))
-    found.append(row("all-reduce", axes, cfg, vectors, model.vocab_size // model.loss_chunk))
-    sparse = kinds.number(model, "sparse")
-    if model.moe.shared_hidden:
-        found.append(row("all-reduce", axes, cfg, vectors, 2 * sparse))
+    dense, sparse = kinds.number(model, "dense"), kinds.number(model, "sparse")
+    passes, blocks = exchange.forward_passes(cfg, "train"), dense + sparse * bool(model.moe.shared_hidden)
+    sums = _layers(cfg) * (passes + 1 + (model.remat in AGAIN)) + blocks * (passes + 1) + 1 + model.further
+    found = [row("all-reduce", axes, cfg, vectors, sums)]
     if sharding.LAYOUTS[model.moe.tensor].hidden is None:
-        return [*found, row("all-gather", axes, cfg, vectors, 2 * sparse)]
-    routed = _tokens(cfg) * (model.moe.latent or model.width) * 4
-    return [*found, row("all-reduce", axes, cfg, routed, 2 * sparse)]
+        return [*found, row("all-gather", axes, cfg, vectors, (passes + 1) * sparse)]
+    routed = _tokens(cfg) * (model.moe.latent or model.width)
+    back = row("all-reduce", axes, cfg, routed * jnp.dtype(model.compute_dtype).itemsize, sparse)
+    return [*found, row("all-reduce", axes, cfg, routed * 4, passes * sparse), back]
 
 
 def _positions(cfg: config.Config) -> list[Row]:
@@ -96,8 +121,7 @@ def _positions(cfg: config.Config) -> list[Row]:
     model, axes = cfg.model, sharding.axes("position")
     whole = _tokens(cfg) * memory.devices(cfg.mesh, axes)
     size = whole * _keys(model) / cfg.mesh.tensor * jnp.dtype(model.compute_dtype).itemsize
-    uses = 1 if model.remat == "none" else 2
-    return [row("all-gather", axes, cfg, size, uses), row("reduce-scatter", axes, cfg, size, 1)]
+    return [row("all-gather", axes, cfg, size, uses_of(cfg)), row("reduce-scatter", axes, cfg, size, 1)]
 
 
 def _keys(model: config.Model) -> int:
@@ -125,6 +149,5 @@ def moved_bytes(cfg: config.Config, given: int, gradients: int, saved: int) -> f
     """To and from main memory: arguments read and written, gradients and what is saved for the backward pass written and read, and
     gathered weights written and read in every microbatch as often as they are gathered. Programs move more: activations within layers."""
     micro, model = cfg.train.microbatches, cfg.model
-    uses = 1 if model.remat == "none" else 2
     weights = sum(memory.plain(whole(x).local(cfg.mesh), model.compute_dtype) for x in memory.weights(model))
-    return 2.0 * given + 2 * gradients + micro * (2 * saved + 2 * uses * weights)
+    return 2.0 * given + 2 * gradients + micro * (2 * saved + 2 * uses_of(cfg) * weights)

@@ -33,7 +33,9 @@ def test_arguments_are_those_of_the_program(on, step):
     cfg = experiment(MESHES[on], **LAYERS, moe=LATENT)
     if step in memory.SERVING and cfg.mesh.context > 1:
         pytest.skip("decoding does not cut positions")
-    on = mesh.make(cfg.mesh, jax.devices()[: cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.expert * cfg.mesh.tensor * cfg.mesh.context])
+    on = mesh.make(
+        cfg.mesh, jax.devices()[: cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.expert * cfg.mesh.tensor * cfg.mesh.context]
+    )
     with jax.set_mesh(on):
         program = programs.build(step, cfg, on)
     assert memory.plain_bytes(cfg, step) == programs.bytes_of(program)
@@ -87,11 +89,11 @@ def test_policies_save_more_from_full_to_none():
 
 def test_microbatches_hold_less_and_keep_a_sum():
     """A quarter of the batch at a time; gradients of all are added up beside those of one."""
-    cfg = experiment()
+    cfg = experiment(remat="full")
     four = dataclasses.replace(cfg, train=config.Train(microbatches=4))
     one, parts = temporaries.estimate(cfg), temporaries.estimate(four)
     assert parts.gradients == 2 * one.gradients
-    assert parts.saved == one.saved // 4 and parts.working < one.working
+    assert parts.saved == pytest.approx(one.saved / 4, rel=0.01) and parts.working < one.working
 
 
 @pytest.mark.parametrize("transport, factor", [("gather", None), ("ragged", None), ("scatter", 1.25), ("einsum", 1.25)])
