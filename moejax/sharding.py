@@ -112,12 +112,12 @@ def gather(variable: Any, dtype: Any = None) -> jax.Array:
 
 
 def joined(stored: jax.Array, dims: tuple[str | None, ...], dtype: Any = None) -> jax.Array:
-    """An array with dimensions of these names as operand of a product that sums over tokens: gathered from its storage shards in fp32, cast.
+    """An array with dimensions of these names as operand of a product with activations: gathered from its storage shards in fp32, cast.
 
-    Its gradient is summed in fp32, each device keeping its piece. Axis by axis, the last first: of a gather over several axes
-    the TPU compiler makes a sum of whole arrays, from 64 devices on. Up to the product the array is of the type "reduced": devices hold
-    the same, and sums that their gradients still lack. All axes that tokens lie over are among those, else the product raises
-    ShardingTypeError. What is not an operand of such a product takes `whole`.
+    Its gradient is summed in fp32, and each device keeps its piece. Axis by axis, the last first: of a gather over several axes at once the
+    TPU compiler makes a sum of whole arrays, from 64 devices on. The type of the result is "reduced" over the axes that tokens lie over:
+    devices there hold the same, and its gradient is still to be summed. A product with activations that have lost one of those axes raises
+    ShardingTypeError: say again how they lie. What is added, multiplied or handed to a shard_map takes `whole`.
     """
     named = tuple(GATHERED.get(name, name) if name else None for name in dims)
     held = axes("storage") if "storage" in dims else ()
