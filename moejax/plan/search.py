@@ -44,7 +44,7 @@ class Candidate:
     @property
     def rank(self) -> tuple[bool, float]:
         """Those that fit first; they by the time of a step, its parts one after another, as nothing says what the compiler hides."""
-        return not self.fits, self.roofline.seconds.serial if self.fits else self.used
+        return not self.fits, self.roofline.seconds.serial if self.fits else float(self.used)
 
 
 Load = Callable[[config.Config], Skew]
