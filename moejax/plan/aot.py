@@ -119,7 +119,9 @@ def _made(cache: Path) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--cache={cache} cannot be written ({error.strerror}); choose another folder, or --cache= for none") from error
+        raise UserError(
+            f"--cache={cache} cannot be written ({error.strerror}); choose another folder, or --cache= for none"
+        ) from error
     return cache
 
 

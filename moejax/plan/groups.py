@@ -11,7 +11,9 @@ import numpy as np
 
 LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
 IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?:\[([\d,]+)\]T\(([\d,]+)\)|([\d,]+))\))? \{([^}]*)\}")
+NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?:\[([\d,]+)\]T\(([\d,]+)\)|([\d,]+))\))? \{([^}]*)\}"
+)
 SIZE = re.compile(r"'([^']+)'=(\d+)")
 AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 """An axis, or a part of one: `'x':(2)4` are 4 places, of which 2 times as many as before them make blocks."""
@@ -41,7 +43,9 @@ def partition(attributes: str) -> list[list[int]]:
     if listed := LISTED.search(attributes):
         return [_numbers(group) for group in re.findall(r"\{([\d,]*)\}", listed[1])]
     if "replica_groups=" in attributes and not ALL.search(attributes):
-        raise ValueError(f"groups of devices that cannot be read: {attributes[attributes.index('replica_groups=') :][:120]}")
+        raise ValueError(
+            f"groups of devices that cannot be read: {attributes[attributes.index('replica_groups=') :][:120]}"
+        )
     return []
 
 

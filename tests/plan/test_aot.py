@@ -11,7 +11,9 @@ from moejax import config
 from moejax.errors import ConfigError, UserError
 from moejax.plan import aot, compiling
 
-PLAIN = "print(json.dumps({'fits': True, 'topology': request['topology'], 'width': request['config']['model']['width']}))"
+PLAIN = (
+    "print(json.dumps({'fits': True, 'topology': request['topology'], 'width': request['config']['model']['width']}))"
+)
 
 
 def request(step="train", topology="v5p:2x2x2", slices=1, **model):
@@ -112,7 +114,10 @@ def test_too_much_memory_ends_it(stand_in, tmp_path):
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("sys.stderr.write('Traceback\\n  in f\\nValueError: wrong\\nlast words\\n'); sys.exit(3)", "code 3: ValueError: wrong"),
+        (
+            "sys.stderr.write('Traceback\\n  in f\\nValueError: wrong\\nlast words\\n'); sys.exit(3)",
+            "code 3: ValueError: wrong",
+        ),
         ("sys.stderr.write('F1123 Check failed: n < 3\\n\\n'); os.abort()", "code -6: F1123 Check failed: n < 3"),
         ("sys.exit(1)", "code 1: no message"),
         ("", "code 0: no message"),
@@ -181,7 +186,11 @@ def test_a_mesh_that_the_devices_do_not_have(on_cpu):
 @pytest.mark.parametrize(
     "message, used, room",
     [
-        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. Exceeded", 21.5 * 2**30, 15.75 * 2**30),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. Exceeded",
+            21.5 * 2**30,
+            15.75 * 2**30,
+        ),
         ("size of temporaries (900.5M) exceeds available HBM (15.75G)", 900.5 * 2**20, 15.75 * 2**30),
         ("total temporaries (1.5T) exceeds available HBM (512K) of", 1.5 * 2**40, 512 * 2**10),
     ],

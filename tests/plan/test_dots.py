@@ -16,12 +16,16 @@ def test_a_product():
 
 def test_scores_of_attention():
     """Batch and heads are batch dimensions."""
-    module = text.compiled(lambda q, k: jnp.einsum("btnh,bsnh->bnts", q, k), text.array(2, 16, 3, 32), text.array(2, 24, 3, 32))
+    module = text.compiled(
+        lambda q, k: jnp.einsum("btnh,bsnh->bnts", q, k), text.array(2, 16, 3, 32), text.array(2, 24, 3, 32)
+    )
     assert dots.of(module).products == 2 * (2 * 3) * 16 * 24 * 32
 
 
 def test_two_contracted_dimensions():
-    module = text.compiled(lambda x, w: jnp.einsum("btnh,nhd->btd", x, w), text.array(2, 8, 3, 32), text.array(3, 32, 16))
+    module = text.compiled(
+        lambda x, w: jnp.einsum("btnh,nhd->btd", x, w), text.array(2, 8, 3, 32), text.array(3, 32, 16)
+    )
     assert dots.of(module).products == 2 * (2 * 8) * 16 * (3 * 32)
 
 
@@ -79,7 +83,10 @@ def test_heads_as_a_padded_window():
     """btd,dhk->bthk: the window of four heads slides over one entry, and the rest of it is padding."""
     d, h, k = 256, 4, 64
     found = convolution(
-        (B, T, h, k), (B, T, d, 1), (d, h, k, 1), f"window={{size=1x{h} pad=0_0x{h - 1}_{h - 1} rhs_reversal=0x1}}, dim_labels=0bf1_i1o0->0b1f"
+        (B, T, h, k),
+        (B, T, d, 1),
+        (d, h, k, 1),
+        f"window={{size=1x{h} pad=0_0x{h - 1}_{h - 1} rhs_reversal=0x1}}, dim_labels=0bf1_i1o0->0b1f",
     )
     assert found == 2 * B * T * d * h * k
 
@@ -90,29 +97,44 @@ def test_a_product_without_a_window():
 
 def test_a_stride():
     """Every second place of four; each window of two lies on two entries."""
-    assert convolution((3, 2, 7), (3, 4, 5), (2, 5, 7), "window={size=2 stride=2}, dim_labels=b0f_0io->b0f") == 2 * 3 * 7 * 5 * (2 * 2)
+    assert convolution(
+        (3, 2, 7), (3, 4, 5), (2, 5, 7), "window={size=2 stride=2}, dim_labels=b0f_0io->b0f"
+    ) == 2 * 3 * 7 * 5 * (2 * 2)
 
 
 def test_holes_in_the_window():
     """Entries 0 and 2 of four, then 1 and 3."""
-    assert convolution((3, 2, 7), (3, 4, 5), (2, 5, 7), "window={size=2 rhs_dilate=2}, dim_labels=b0f_0io->b0f") == 2 * 3 * 7 * 5 * (2 * 2)
+    assert convolution(
+        (3, 2, 7), (3, 4, 5), (2, 5, 7), "window={size=2 rhs_dilate=2}, dim_labels=b0f_0io->b0f"
+    ) == 2 * 3 * 7 * 5 * (2 * 2)
 
 
 def test_padding_does_not_count():
     """A window of three over four entries with one of padding on each side: 2, 3, 3 and 2 entries."""
-    assert convolution((3, 4, 7), (3, 4, 5), (3, 5, 7), "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f") == 2 * 3 * 7 * 5 * 10
-    assert convolution((3, 1, 7), (3, 4, 5), (2, 5, 7), "window={size=2 pad=-1_-1}, dim_labels=b0f_0io->b0f") == 2 * 3 * 7 * 5 * 2
+    assert (
+        convolution((3, 4, 7), (3, 4, 5), (3, 5, 7), "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f")
+        == 2 * 3 * 7 * 5 * 10
+    )
+    assert (
+        convolution((3, 1, 7), (3, 4, 5), (2, 5, 7), "window={size=2 pad=-1_-1}, dim_labels=b0f_0io->b0f")
+        == 2 * 3 * 7 * 5 * 2
+    )
 
 
 @pytest.mark.parametrize(
     "option, left, right, result",
-    [("feature_group_count=3", (6, 8, 12), (3, 4, 21), (6, 6, 21)), ("batch_group_count=4", (8, 8, 12), (3, 12, 20), (2, 6, 20))],
+    [
+        ("feature_group_count=3", (6, 8, 12), (3, 4, 21), (6, 6, 21)),
+        ("batch_group_count=4", (8, 8, 12), (3, 12, 20), (2, 6, 20)),
+    ],
 )
 def test_groups(option, left, right, result):
     """Of the features: weights have the features of one group. Of the batch: the result has the rows of one. Shapes are those of jax."""
     name, _, number = option.partition("=")
     numbers = {"dimension_numbers": ("NWC", "WIO", "NWC"), name: int(number)}
-    made = jax.eval_shape(lambda a, b: jax.lax.conv_general_dilated(a, b, (1,), "VALID", **numbers), text.array(*left), text.array(*right))
+    made = jax.eval_shape(
+        lambda a, b: jax.lax.conv_general_dilated(a, b, (1,), "VALID", **numbers), text.array(*left), text.array(*right)
+    )
     assert made.shape == result
     found = convolution(result, left, right, f"window={{size=3}}, dim_labels=b0f_0io->b0f, {option}")
     assert found == 2 * result[0] * result[1] * result[2] * right[1] * 3
@@ -139,6 +161,8 @@ def test_kernels_by_their_estimates():
 
 def test_a_librarys_product_is_refused():
     """It would be left out in silence."""
-    module = text.written("%a = f32[8,8] parameter(0)", 'ROOT %dot = f32[8,8] custom-call(%a), custom_call_target="__onednn$matmul"')
+    module = text.written(
+        "%a = f32[8,8] parameter(0)", 'ROOT %dot = f32[8,8] custom-call(%a), custom_call_target="__onednn$matmul"'
+    )
     with pytest.raises(ValueError, match="not counted"):
         dots.of(module)

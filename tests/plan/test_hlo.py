@@ -17,7 +17,14 @@ def times(module, opcode="dot"):
 
 @pytest.mark.parametrize(
     "dtype, dims, size",
-    [("f32", (4, 8), 128), ("bf16", (3,), 6), ("pred", (5,), 5), ("f8e4m3fn", (2, 2), 4), ("s4", (3,), 2), ("s32", (), 4)],
+    [
+        ("f32", (4, 8), 128),
+        ("bf16", (3,), 6),
+        ("pred", (5,), 5),
+        ("f8e4m3fn", (2, 2), 4),
+        ("s4", (3,), 2),
+        ("s32", (), 4),
+    ],
 )
 def test_bytes_of_an_array(dtype, dims, size):
     """By the number in the type's name; truth values take a byte, and halves of bytes are rounded up."""
@@ -56,7 +63,10 @@ def test_a_scan_in_a_scan():
 def test_every_branch_counts():
     """One product in one branch and two in the other."""
     module = text.compiled(
-        lambda p, x, w: jax.lax.cond(p, lambda: x @ w, lambda: jnp.tanh(x @ w) @ w), text.array(dtype=jnp.bool_), text.array(16, 32), W
+        lambda p, x, w: jax.lax.cond(p, lambda: x @ w, lambda: jnp.tanh(x @ w) @ w),
+        text.array(dtype=jnp.bool_),
+        text.array(16, 32),
+        W,
     )
     assert times(module) == [1, 1, 1]
 
@@ -126,12 +136,23 @@ def test_a_bound_in_the_condition(condition, others):
 @pytest.mark.parametrize(
     "condition, others",
     [
-        ((COUNTER, "%limit = s32[] get-tuple-element(%state), index=0", "ROOT %less = pred[] compare(%counter, %limit), direction=LT"), ""),
+        (
+            (
+                COUNTER,
+                "%limit = s32[] get-tuple-element(%state), index=0",
+                "ROOT %less = pred[] compare(%counter, %limit), direction=LT",
+            ),
+            "",
+        ),
         ((COUNTER, SEVEN, "ROOT %same = pred[] compare(%counter, %seven), direction=NE"), ""),
         ((COUNTER, SEVEN, "ROOT %down = pred[] compare(%counter, %seven), direction=GT"), ""),
         (("ROOT %flag = pred[] get-tuple-element(%state), index=0",), ""),
         (
-            (COUNTER, "%limit = s32[] negate(%counter)", "ROOT %fused = pred[] fusion(%counter, %limit), kind=kLoop, calls=%compare_body"),
+            (
+                COUNTER,
+                "%limit = s32[] negate(%counter)",
+                "ROOT %fused = pred[] fusion(%counter, %limit), kind=kLoop, calls=%compare_body",
+            ),
             OUTSIDE,
         ),
     ],

@@ -33,7 +33,9 @@ def test_arguments_are_those_of_the_program(on, step):
     cfg = experiment(MESHES[on], **LAYERS, moe=LATENT)
     if step in memory.SERVING and cfg.mesh.context > 1:
         pytest.skip("decoding does not cut positions")
-    on = mesh.make(cfg.mesh, jax.devices()[: cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.expert * cfg.mesh.tensor * cfg.mesh.context])
+    on = mesh.make(
+        cfg.mesh, jax.devices()[: cfg.mesh.data * cfg.mesh.fsdp * cfg.mesh.expert * cfg.mesh.tensor * cfg.mesh.context]
+    )
     with jax.set_mesh(on):
         program = programs.build(step, cfg, on)
     assert memory.plain_bytes(cfg, step) == programs.bytes_of(program)

@@ -49,7 +49,9 @@ def test_utilisation_is_model_flops_over_peak():
     assert found.model_flops == useful
     assert found.flops_utilization == pytest.approx(useful / (8 * 4e-3 * 459e12))
     assert found.executed.total == pytest.approx(8 * 459e9 / useful)
-    assert found.executed.total == pytest.approx(1 + found.executed.masked + found.executed.buffers + found.executed.rest)
+    assert found.executed.total == pytest.approx(
+        1 + found.executed.masked + found.executed.buffers + found.executed.rest
+    )
 
 
 def test_masked_scores_are_counted():
@@ -132,7 +134,8 @@ def test_loads_are_read_from_a_run(tmp_path):
 def test_time_rises_with_skew():
     """Products of experts and the exchange take longer; capacity buffers are as large whatever comes."""
     found = [
-        roofline.of_compiled(compiled(), experiment(), V5P, load=EVEN._replace(slowest=s)).seconds for s in (1.0, 2.0, 3.0)
+        roofline.of_compiled(compiled(), experiment(), V5P, load=EVEN._replace(slowest=s)).seconds
+        for s in (1.0, 2.0, 3.0)
     ]
     assert found[0].matrix < found[1].matrix < found[2].matrix
     assert found[2].links == pytest.approx(3 * found[0].links)
@@ -147,7 +150,10 @@ def test_every_allowed_transport_is_compared():
     four = exchange.compare(experiment(capacity_factor=1.25), V5P)
     assert {c.transport for c in two} == {"gather", "ragged"} and len(four) == 4
     assert [c.seconds for c in four] == sorted(c.seconds for c in four)
-    assert {c.transport for c in exchange.compare(experiment(capacity_factor=1.25), V5P, step="decode")} == {"gather", "ragged"}
+    assert {c.transport for c in exchange.compare(experiment(capacity_factor=1.25), V5P, step="decode")} == {
+        "gather",
+        "ragged",
+    }
 
 
 def test_bytes_of_every_transport():
@@ -166,7 +172,9 @@ def test_gathering_pays_where_tokens_choose_many():
     cfg = experiment(config.Mesh(fsdp=4, expert=2), top_k=8)
     assert exchange.compare(cfg, V5P)[0].transport == "gather"
     wide = dataclasses.replace(cfg, mesh=config.Mesh(expert=64), data=config.Data(batch=512))
-    wide = dataclasses.replace(wide, model=dataclasses.replace(wide.model, moe=config.MoE(num_experts=64, top_k=2, transport="ragged")))
+    wide = dataclasses.replace(
+        wide, model=dataclasses.replace(wide.model, moe=config.MoE(num_experts=64, top_k=2, transport="ragged"))
+    )
     assert exchange.compare(wide, parse_topology("v5p:4x4x4"))[0].transport == "ragged"
 
 

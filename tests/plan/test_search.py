@@ -16,7 +16,9 @@ from moejax.train import check
 def experiment(**changes):
     """A sparse model whose numbers have many factors."""
     moe = config.MoE(num_experts=64, top_k=4, hidden=256, transport="ragged")
-    model = config.Model(vocab_size=512, loss_chunk=256, width=512, heads=8, kv_heads=8, head_dim=64, compute_dtype="bfloat16", moe=moe)
+    model = config.Model(
+        vocab_size=512, loss_chunk=256, width=512, heads=8, kv_heads=8, head_dim=64, compute_dtype="bfloat16", moe=moe
+    )
     cfg = config.Config(model=model, data=config.Data(context=256, batch=512))
     return dataclasses.replace(cfg, **changes)
 
@@ -104,7 +106,7 @@ def answer(fits=True, seconds=1.0, used=1):
 
 
 def test_a_compiler_has_the_last_word(found):
-    """The first does not fit, the second is slow, the third refused, the fourth fast: it wins, and none that fits follows one that does not."""
+    """One does not fit, one is slow, one refused, the last fast: it wins, and none that fits follows one that does not."""
     four = found[:4]
 
     def compiles(candidate):

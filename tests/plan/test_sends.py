@@ -35,7 +35,8 @@ CASES = {
         lambda x: lax.psum_scatter(x, "c", scatter_dimension=1, tiled=True), P("a", ("b", "c")), "reduce-scatter", "c", OWN, OWN / 2,
     ),
     "sum and cut over two": (
-        lambda x: lax.psum_scatter(x, ("b", "c"), scatter_dimension=1, tiled=True), P("a", ("b", "c")), "reduce-scatter", "bc", OWN, OWN * 3 / 4,
+        lambda x: lax.psum_scatter(x, ("b", "c"), scatter_dimension=1, tiled=True),
+        P("a", ("b", "c")), "reduce-scatter", "bc", OWN, OWN * 3 / 4,
     ),
     "exchange": (lambda x: lax.all_to_all(x, "c", 1, 0, tiled=True), P(("a", "c"), "b"), "all-to-all", "c", OWN, OWN / 2),
     "exchange over two": (
@@ -62,13 +63,23 @@ def test_loops_multiply():
     """Five gathers of a scan, in a type of two bytes that every backend keeps."""
 
     def body(x):
-        return lax.scan(lambda c, _: (c + jnp.sum(lax.all_gather(c, "b"), axis=0, dtype=c.dtype), None), x, None, length=5)[0]
+        return lax.scan(
+            lambda c, _: (c + jnp.sum(lax.all_gather(c, "b"), axis=0, dtype=c.dtype), None), x, None, length=5
+        )[0]
 
     (found,) = program(body, P(*MESH), dtype=jnp.int16)
     assert (found.kind, found.times, found.bytes, found.dtype) == ("all-gather", 5, OWN, "s16")
     assert found.wire == 5 * OWN / 2
     (row,) = sends.summed([found, found])
-    assert row == {"kind": "all-gather", "axes": ["b"], "devices": 2, "times": 10, "apart": 0, "bytes": 10 * OWN, "wire": 5.0 * OWN}
+    assert row == {
+        "kind": "all-gather",
+        "axes": ["b"],
+        "devices": 2,
+        "times": 10,
+        "apart": 0,
+        "bytes": 10 * OWN,
+        "wire": 5.0 * OWN,
+    }
 
 
 def of(*lines, others="", mesh=MESH):
@@ -102,7 +113,9 @@ GROUPS = {
 @pytest.mark.parametrize("spelled", GROUPS)
 def test_spellings_of_groups(spelled):
     """Listed, counted and turned, by the axes of a mesh or parts of them, with devices in another order; of no axes at all."""
-    (found,) = of(f"ROOT %sum = f32[4,8] all-reduce(%x), channel_id=1, replica_groups={spelled}, use_global_device_ids=true, to_apply=%add")
+    (found,) = of(
+        f"ROOT %sum = f32[4,8] all-reduce(%x), channel_id=1, replica_groups={spelled}, use_global_device_ids=true, to_apply=%add"
+    )
     assert found.axes == tuple(GROUPS[spelled])
     assert found.devices == (2 if spelled.startswith("{{0,3}") else 2 ** len(found.axes))
 
@@ -113,8 +126,16 @@ def test_an_unknown_spelling_is_not_all_devices():
 
 
 def test_groups_of_one_device_send_nothing():
-    assert of("ROOT %sum = f32[4,8] all-reduce(%x), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add") == []
-    assert of("ROOT %sum = f32[4,8] all-reduce(%x), replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_1'}, to_apply=%add", mesh={"a": 4}) == []
+    assert (
+        of("ROOT %sum = f32[4,8] all-reduce(%x), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add") == []
+    )
+    assert (
+        of(
+            "ROOT %sum = f32[4,8] all-reduce(%x), replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_1'}, to_apply=%add",
+            mesh={"a": 4},
+        )
+        == []
+    )
     assert of("ROOT %move = f32[4,8] collective-permute(%x), source_target_pairs={{0,0},{1,1}}") == []
 
 
@@ -144,7 +165,12 @@ STARTED = {
     "all-gather": ("(f32[4,8], f32[4,16])", "f32[4,16]", f"{ALONG}, dimensions={{1}}", 2 * BYTES),
     "all-reduce": ("f32[4,8]", "f32[4,8]", f"{ALONG}, to_apply=%add", BYTES),
     "all-to-all": ("((f32[4,8]), f32[4,8], u32[])", "f32[4,8]", f"{ALONG}, dimensions={{0}}", BYTES),
-    "collective-permute": ("(f32[4,8], f32[4,8], u32[], u32[])", "f32[4,8]", "source_target_pairs={{0,1},{1,0}}", BYTES),
+    "collective-permute": (
+        "(f32[4,8], f32[4,8], u32[], u32[])",
+        "f32[4,8]",
+        "source_target_pairs={{0,1},{1,0}}",
+        BYTES,
+    ),
 }
 
 

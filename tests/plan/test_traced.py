@@ -66,7 +66,7 @@ def test_the_compiler_makes_what_was_traced(name):
 
 
 def test_a_dense_step_by_hand():
-    """Forward, and twice as much backward; all scores of a row are computed. The loss is recomputed, a chunk of the vocabulary at a time."""
+    """Forward, and twice as much backward; all scores of a row are computed. The loss is recomputed in chunks."""
     projections = 2 * D * HEAD * (H + 2 * KV) + 2 * H * HEAD * D
     layer = B * T * (projections + 2 * 2 * T * H * HEAD + 3 * 2 * D * F)
     logits = 2 * B * T * D * small.V
@@ -93,7 +93,10 @@ def test_grouped_products_count_rows():
     """XLA's own takes a row through one expert, the reference through all: of three products forward and six backward, the other seven."""
     ragged = executed("train", **{"model.moe.kernel": "xla"})
     rows = B * T * K
-    assert executed("train", **SPARSE).flops - ragged.flops == 9 * (E - 1) * 2 * rows * D * EXPERT and ragged.open_loops == 0
+    assert (
+        executed("train", **SPARSE).flops - ragged.flops == 9 * (E - 1) * 2 * rows * D * EXPERT
+        and ragged.open_loops == 0
+    )
 
 
 def test_one_device_of_eight():
