@@ -67,7 +67,7 @@ def _of_dot(equation: Any) -> int:
 
 def _axes(operand: Any) -> Iterator[str]:
     """Mesh axes that an array is spread over by its type; inside shard_map none, where shapes are a device's own."""
-    for entry in operand.sharding.spec:
+    for entry in operand.sharding.spec.partitions:
         yield from (entry if isinstance(entry, tuple) else () if entry is None else (entry,))
 
 
