@@ -78,9 +78,7 @@ def of(module: Module, mesh: Mapping[str, int], slices: int = 1) -> list[Sent]:
     return found
 
 
-def _within(
-    run: Run, kind: str, mesh: Mapping[str, int], known: Mapping[tuple, tuple[str, ...]]
-) -> list[Sent]:
+def _within(run: Run, kind: str, mesh: Mapping[str, int], known: Mapping[tuple, tuple[str, ...]]) -> list[Sent]:
     """A collective of one slice; none of one device, or where one goes on that began before."""
     instruction, inside, times = run
     chained = CHAINED in instruction.attributes
@@ -119,7 +117,8 @@ def summed(sent: Iterable[Sent]) -> list[dict]:
     for s in sent:
         row = rows.setdefault(
             (s.kind, s.axes, s.network), {
-                "kind": s.kind, "axes": list(s.axes), "network": s.network, "devices": s.devices, "times": 0, "apart": 0, "bytes": 0, "wire": 0.0,
+                "kind": s.kind, "axes": list(s.axes), "network": s.network, "devices": s.devices,
+                "times": 0, "apart": 0, "bytes": 0, "wire": 0.0,
             }
         )  # fmt: skip
         row["times"] += s.times
