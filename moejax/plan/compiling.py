@@ -59,7 +59,7 @@ def compiled(request: dict[str, Any]) -> dict[str, Any]:
     return (
         facts
         | {"fits": True, "compile_seconds": seconds, "memory": memory(made)}
-        | read(made.as_text(), dict(mesh.shape))
+        | read(made.as_text(), dict(mesh.shape), request["slices"])
     )
 
 
@@ -86,15 +86,15 @@ def memory(made: Any) -> dict[str, int]:
     return parts | {"used": sum(parts.values()), "donated": stats.alias_size_in_bytes}
 
 
-def read(text: str, mesh: dict[str, int]) -> dict[str, Any]:
-    """Products, kernels and collectives of a compiled program's text."""
+def read(text: str, mesh: dict[str, int], slices: int = 1) -> dict[str, Any]:
+    """Products, kernels and collectives of a compiled program's text, on a mesh over so many slices."""
     module = hlo.Module(text)
     products = dots.of(module)
     return {
         "flops": {"products": products.products, "kernels": products.kernels, "total": products.total},
         "kernels": dots.kernels(module),
         "kernels_without_estimate": list(products.without_estimate),
-        "collectives": sends.summed(sends.of(module, mesh)),
+        "collectives": sends.summed(sends.of(module, mesh, slices)),
     }
 
 

@@ -114,22 +114,24 @@ class Module:
             if instruction.opcode.endswith(("-done", "-update")):
                 continue
             if loop := LOOP.search(instruction.attributes):
-                yield from self._walk(loop[2], times * self._trips(instruction, loop[1]))
+                yield from self._walk(loop[2], times * self._trips(instruction, inside, loop[1]))
             for called in CALLED.findall(instruction.attributes):
                 for child in OPERAND.findall(called):
                     yield from self._walk(child, times)
 
-    def _trips(self, loop: Instruction, condition: str) -> int:
-        """Turns of a loop that counts from 0 by 1, as scans do."""
+    def _trips(self, loop: Instruction, inside: Computation, condition: str) -> int:
+        """Turns of a loop that counts up by 1, as scans do: from 0, or from 1 where the compiler took the first turn out."""
         if known := TRIPS.search(loop.attributes):
             return int(known[1])
-        bound = self._bound(self.computations[condition])
-        if bound is None:
+        found = self._bound(self.computations[condition])
+        if found is None:
             self.open_loops.append(loop.scope)
-        return bound or 0
+            return 0
+        bound, counter = found
+        return bound - self._first(loop, inside, counter)
 
-    def _bound(self, condition: Computation) -> int | None:
-        """n of `i < n`, where n is a constant; the comparison may stand in a fusion, which takes i and n or has n inside."""
+    def _bound(self, condition: Computation) -> tuple[int, Instruction] | None:
+        """n and i of `i < n`, where n is a constant; the comparison may stand in a fusion, which takes i and n or has n inside."""
         test, given = condition.root, condition.instructions
         if test.opcode == "fusion":
             outer, inner = test, self.computations[OPERAND.findall(CALLED.findall(test.attributes)[0])[0]]
@@ -140,8 +142,19 @@ class Module:
         direction = DIRECTION.search(test.attributes)
         if test.opcode != "compare" or direction is None or direction[1] not in LIMIT:
             return None
-        limit = given[test.operands[LIMIT[direction[1]]]]
-        return int(limit.operands[0]) if limit.opcode == "constant" else None
+        side = LIMIT[direction[1]]
+        limit, counter = given[test.operands[side]], given[test.operands[1 - side]]
+        return (int(limit.operands[0]), counter) if limit.opcode == "constant" else None
+
+    def _first(self, loop: Instruction, inside: Computation, counter: Instruction) -> int:
+        """What a loop counts from; 0 where its state does not say."""
+        place, state = INDEX.search(counter.attributes), inside.instructions[loop.operands[0]]
+        if place is None or state.opcode != "tuple":
+            return 0
+        begun = inside.instructions[state.operands[int(place[1])]]
+        while begun.opcode == "copy":
+            begun = inside.instructions[begun.operands[0]]
+        return int(begun.operands[0]) if begun.opcode == "constant" else 0
 
 
 def parsed(line: str) -> Instruction | None:

@@ -62,13 +62,16 @@ def lay(topology: Topology, sizes: Mapping[str, int], slices: int = 1) -> Wiring
 def seconds(row: Mapping[str, Any], wiring: Wiring) -> tuple[float, float]:
     """Seconds that a row of collectives takes on links within a slice, and on the network between slices.
 
-    `row` has `kind`, `axes`, `devices` and `wire`, bytes that a device sends, as in `plan.sends.summed`. What crosses slices is taken to
-    be done in two stages: within each slice, then a share of it between slices. Devices whose axes are not known get one link.
+    `row` has `kind`, `axes`, `devices` and `wire`, bytes that a device sends, as in `plan.sends.summed`. Of a compiled program a row also
+    says in `network` whether it is between slices. Any other that crosses slices is taken to be done in two stages: within each slice, then
+    a share of it between slices. Devices whose axes are not known get one link.
     """
+    if row.get("network"):
+        return 0.0, row["wire"] / wiring.topology.chip.network
     if UNKNOWN in row["axes"]:
         return row["wire"] / wiring.topology.chip.link, 0.0
     inside = _within(row, wiring)
-    if wiring.slices == 1 or meshes.ACROSS not in row["axes"]:
+    if wiring.slices == 1 or meshes.ACROSS not in row["axes"] or "network" in row:
         return inside, 0.0
     return inside, _between(row, wiring.slices) / wiring.topology.chip.network
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moejax.plan import account, pods, temporaries
+from moejax.plan import account, pods, sends, temporaries
 from moejax.plan.account import Account
 from moejax.plan.columns import aligned
 from moejax.plan.roofline import NAMES
@@ -88,7 +88,7 @@ def _sent(plan: Mapping[str, Any]) -> list[str]:
     rows = [["collective", "axes", "times", "apart", "GB", "GB on the wire"]]
     for c in plan["collectives"]:
         rows.append(
-            [c["kind"], "+".join(c["axes"]), f"{c['times']}", f"{c['apart']}", f"{c['bytes'] / 1e9:,.3f}", f"{c['wire'] / 1e9:,.3f}"]
+            [c["kind"], sends.named(c), f"{c['times']}", f"{c['apart']}", f"{c['bytes'] / 1e9:,.3f}", f"{c['wire'] / 1e9:,.3f}"]
         )  # fmt: skip
     seconds = plan["roofline"]["seconds"]
     needs = ", ".join(f"{title} {seconds[name]:.3g} s" for name, title in NAMES.items() if seconds[name])

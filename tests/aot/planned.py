@@ -8,7 +8,7 @@ import pathlib
 import sys
 
 from moejax import config
-from moejax.plan import aot, memory
+from moejax.plan import aot, memory, sends
 from moejax.train import check
 
 FOLDER = pathlib.Path(__file__).parent / "goldens"
@@ -44,7 +44,7 @@ CASES = {
         },
     ),
     "microbatches": case("v5e:2x2", {"fsdp": 2, "expert": 2}, train={"microbatches": 2}),
-    "slices": case("v5e:2x2", {"data": 2, "fsdp": 4}, slices=2, step="eval"),
+    "slices": case("v5e:2x2", {"data": 2, "fsdp": 4}, slices=2),
     "windows": case(
         "v6e:2x4", {"expert": 2, "tensor": 2, "context": 2}, step="eval", model={
             "pattern": ("local+sparse", "attention+dense"), "local": config.Attention(window=64, sinks=True, bias=True),
@@ -74,7 +74,7 @@ def text(name, found):
         *(f"{times:4} x {scope}" for scope, times in sorted(found["kernels"].items())),
     ]
     lines += [
-        f"{c['kind']:<18} {'+'.join(c['axes']):<14} {c['times']:>4} times, {c['apart']:>4} apart  {c['bytes']:>14,} bytes"
+        f"{c['kind']:<18} {sends.named(c):<14} {c['times']:>4} times, {c['apart']:>4} apart  {c['bytes']:>14,} bytes"
         for c in found["collectives"]
     ]
     return "\n".join(lines) + "\n"

@@ -85,7 +85,7 @@ def test_a_loop_that_ends_by_its_data_is_open():
     assert len(module.open_loops) == 1 and module.open_loops[0].endswith("while")
 
 
-def loop(condition, attributes="", others=""):
+def loop(condition, attributes="", others="", start=("%start = (s32[], f32[4]) parameter(0)",)):
     """A program with a loop round one exponential, whose condition has these lines."""
     body = """%body (i: (s32[], f32[4])) -> (s32[], f32[4]) {
   %i = (s32[], f32[4]) parameter(0)
@@ -96,9 +96,8 @@ def loop(condition, attributes="", others=""):
 """
     test = "\n".join(f"  {line}" for line in ("%state = (s32[], f32[4]) parameter(0)", *condition))
     head = f"{others}\n{body}\n%condition (state: (s32[], f32[4])) -> pred[] {{\n{test}\n}}\n"
-    start = "%start = (s32[], f32[4]) parameter(0)"
     end = f'ROOT %while = (s32[], f32[4]) while(%start), condition=%condition, body=%body, metadata={{op_name="rounds"}}{attributes}'
-    return text.written(start, end, others=head)
+    return text.written(*start, end, others=head)
 
 
 COUNTER = "%counter = s32[] get-tuple-element(%state), index=0"
@@ -167,3 +166,18 @@ def test_the_compilers_own_count_comes_first():
     condition = (COUNTER, SEVEN, "ROOT %less = pred[] compare(%counter, %seven), direction=LT")
     module = loop(condition, attributes=', backend_config={"known_trip_count":{"n":"4"}}')
     assert times(module, "exponential") == [4]
+
+
+@pytest.mark.parametrize("begun", ["ROOT %less = pred[] compare(%counter, %seven), direction=LT", "fused"])
+def test_a_loop_whose_first_turn_was_taken_out(begun):
+    """It counts from one, which is copied into its state."""
+    fused = "ROOT %fused = pred[] fusion(%counter, %seven), kind=kLoop, calls=%compare_body"
+    condition = (COUNTER, SEVEN, fused if begun == "fused" else begun)
+    state = (
+        "%one = s32[] constant(1)",
+        "%copied = s32[] copy(%one)",
+        "%part = f32[4] parameter(0)",
+        "%start = (s32[], f32[4]) tuple(%copied, %part)",
+    )
+    module = loop(condition, others=OUTSIDE if begun == "fused" else "", start=state)
+    assert times(module, "exponential") == [6] and module.open_loops == []

@@ -42,6 +42,18 @@ def test_every_resource_is_divided_by_its_peak():
     assert found.tokens_per_second == pytest.approx(16 * 128 / 4e-3)
 
 
+def test_what_a_program_sends_between_slices_goes_over_the_network():
+    """50 MB of a chip of v5p at 6.25 GB/s; the same within a slice over its links."""
+    cfg, network = experiment(config.Mesh(data=4, fsdp=4)), V5P.chip.network
+    row = {"kind": "all-reduce", "axes": ["data"], "times": 1, "bytes": 5e7, "wire": 5e7, "devices": 2}
+    between, within = (
+        roofline.of_compiled(compiled(collectives=[row | {"network": said}], devices=16), cfg, V5P, slices=2).seconds
+        for said in (True, False)
+    )
+    assert (between.links, between.network) == (0, pytest.approx(5e7 / network))
+    assert within.network == 0 < within.links < between.network
+
+
 def test_utilisation_is_model_flops_over_peak():
     cfg = experiment()
     found = roofline.of_compiled(compiled(), cfg, V5P)

@@ -35,7 +35,8 @@ CASES = {
         lambda x: lax.psum_scatter(x, "c", scatter_dimension=1, tiled=True), P("a", ("b", "c")), "reduce-scatter", "c", OWN, OWN / 2,
     ),
     "sum and cut over two": (
-        lambda x: lax.psum_scatter(x, ("b", "c"), scatter_dimension=1, tiled=True), P("a", ("b", "c")), "reduce-scatter", "bc", OWN, OWN * 3 / 4,
+        lambda x: lax.psum_scatter(x, ("b", "c"), scatter_dimension=1, tiled=True),
+        P("a", ("b", "c")), "reduce-scatter", "bc", OWN, OWN * 3 / 4,
     ),
     "exchange": (lambda x: lax.all_to_all(x, "c", 1, 0, tiled=True), P(("a", "c"), "b"), "all-to-all", "c", OWN, OWN / 2),
     "exchange over two": (
@@ -73,6 +74,7 @@ def test_loops_multiply():
     assert row == {
         "kind": "all-gather",
         "axes": ["b"],
+        "network": False,
         "devices": 2,
         "times": 10,
         "apart": 0,
@@ -190,6 +192,78 @@ def test_a_ragged_exchange():
         f"ROOT %got = f32[64,8] ragged-all-to-all(%x, %into, %where, %where, %where, %where), {ALONG}",
     )
     assert (found.kind, found.axes, found.bytes, found.dtype) == ("ragged-all-to-all", ("c",), BYTES, "f32")
+
+
+def chain(*numbers):
+    """A collective in fusions that begin it, go on with it beside a product, and end it."""
+    parts = {1: "AsyncCollectiveStart", 2: "AsyncCollectiveUpdate", 3: "AsyncCollectiveDone"}
+    others = "".join(
+        f"""%part.{i} (y: f32[4,8]) -> f32[4,16] {{
+  %y = f32[4,8] parameter(0)
+  %all-gather.{i} = f32[4,16] all-gather(%y), {ALONG}, dimensions={{1}}, frontend_attributes={{chain_id="5"}}
+  ROOT %call.{i} = f32[4,16] custom-call(%all-gather.{i}), custom_call_target="{name}"
+}}
+"""
+        for i, name in parts.items()
+    )
+    lines = [f"%fusion.{i} = f32[4,16] fusion(%x), kind=kCustom, calls=%part.{i}" for i in numbers]
+    return of(*lines, others=others)
+
+
+def test_a_collective_in_a_chain_of_fusions_is_one():
+    """It is sent where it begins, and ends apart from there."""
+    (found,) = chain(1, 2, 3)
+    assert (found.kind, found.axes, found.bytes, found.apart) == ("all-gather", ("c",), 2 * BYTES, True)
+    assert chain(2, 3) == []
+
+
+SLICES = {"data": 4, "fsdp": 2, "expert": 1, "tensor": 1, "context": 1}
+"""On two slices of four devices."""
+
+
+def between(kind, target="{1,2}x{0:3}"):
+    """A send as the TPU compiler writes it for several slices, and the end of it."""
+    said = f'_xla_megascale_target="{target}",_xla_megascale_transfer_type="{kind}"'
+    return (
+        "%token = token[] after-all()",
+        f"%send = (f32[4,8], u32[], token[]) send(%x, %token), channel_id=3, is_host_transfer=true, frontend_attributes={{{said}}}",
+        "%sent = token[] send-done(%send), channel_id=3, is_host_transfer=true",
+    )
+
+
+def over_slices(*lines):
+    return sends.of(text.written("%x = f32[4,8] parameter(0)", *lines), SLICES, slices=2)
+
+
+@pytest.mark.parametrize(
+    "kind, size, wire",
+    [("ALL_REDUCE", BYTES, BYTES), ("ALL_GATHER", 2 * BYTES, BYTES), ("REDUCE_SCATTER", BYTES, BYTES / 2)],
+)
+def test_a_send_to_other_slices_is_a_collective_between_them(kind, size, wire):
+    """Two slices sum what each device has, or gather it: what is sent is the operand."""
+    (found,) = over_slices(*between(kind))
+    assert (found.kind, found.axes, found.devices) == (kind.lower().replace("_", "-"), ("data",), 2)
+    assert (found.bytes, found.wire, found.dtype, found.apart, found.network) == (size, wire, "f32", True, True)
+
+
+def test_a_send_to_the_host_goes_to_no_device():
+    send = "%send = (f32[4,8], u32[], token[]) send(%x, %token), channel_id=3, is_host_transfer=true"
+    assert over_slices("%token = token[] after-all()", send) == []
+
+
+def test_groups_of_several_slices_count_the_devices_of_one():
+    """Of four parts of data two lie on a slice: its groups are of four devices, and sums within and between it are listed apart."""
+    inside = "%sum = f32[4,8] all-reduce(%x), replica_groups={{0,2},{1,3}}, to_apply=%add"
+    gather = "%all = f32[4,16] all-gather(%x), replica_groups={{0,1},{2,3}}, dimensions={1}"
+    every = "%every = f32[4,8] all-reduce(%x), replica_groups={}, to_apply=%add"
+    found = over_slices(inside, gather, every, *between("ALL_REDUCE"))
+    assert [(s.kind, s.axes, s.devices, s.network) for s in found] == [
+        ("all-reduce", ("data",), 2, False),
+        ("all-gather", ("fsdp",), 2, False),
+        ("all-reduce", ("data", "fsdp"), 4, False),
+        ("all-reduce", ("data",), 2, True),
+    ]
+    assert [row["network"] for row in sends.summed(found) if row["axes"] == ["data"]] == [False, True]
 
 
 def test_an_open_loop_sends_nothing(mesh_of):
