@@ -14,7 +14,7 @@ from moejax import config, sharding
 from moejax.plan import hlo, programs, sends
 
 MODEL = {
-    "width": 2048, "heads": 8, "kv_heads": 4, "head_dim": 128, "hidden": 1024, "vocab_size": 4096, "loss_chunk": 1024, "repeats": 2,
+    "width": 1024, "heads": 8, "kv_heads": 4, "head_dim": 64, "hidden": 1024, "vocab_size": 4096, "loss_chunk": 1024, "repeats": 2,
     "first": ("attention+dense",), "pattern": ("attention+sparse",), "compute_dtype": "bfloat16", "remat": "full",
 }  # fmt: skip
 MOE = {
