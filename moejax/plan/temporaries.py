@@ -6,6 +6,7 @@ of the embedding. How far it is from the compiler is MARGIN.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -34,9 +35,9 @@ class Estimate(NamedTuple):
 
     gradients: int
     saved: int
-    """From the forward pass for the backward pass: the residual stream of every turn of the scan, and what the policy adds."""
+    """From the forward pass for the backward pass: the residual stream before every layer, and what the policy adds."""
     working: int
-    """Weights gathered for one layer, scores, rows of experts; or the chunk of the loss and the tables, if that is more."""
+    """Weights gathered for one layer, scores, rows of experts; or a chunk of the loss, if that is more."""
 
     @property
     def total(self) -> int:
@@ -51,18 +52,16 @@ def estimate(cfg: config.Config, step: str = "train") -> Estimate:
     own = [memory.padded_bytes(x.local(cfg.mesh), x.dtype) for x in memory.weights(cfg.model)]
     gradients = sum(own) * (2 if cfg.train.microbatches > 1 else 1)
     working = max(_layer(cfg, step, training=True), _tables(cfg, step))
-    if cfg.train.microbatches > 1:  # both tables stay gathered from one microbatch to the next
-        working += 2 * cfg.model.vocab_size * cfg.model.width * (2 + jnp.dtype(cfg.model.compute_dtype).itemsize)
     return Estimate(gradients, int(_saved(cfg)), int(working))
 
 
 def _saved(cfg: config.Config) -> float:
-    """By policy: inputs of every turn of the scan and routing; rows as they arrive and come home; results of products; everything."""
+    """By policy: inputs of every layer and routing; rows as they arrive and come home; results of products; everything."""
     model, policy = cfg.model, cfg.model.remat
     vectors, wide = _vectors(cfg, "train"), jnp.dtype(model.compute_dtype).itemsize
-    turns, layers = model.repeats // model.unroll, config.depth(model) + model.further
+    layers = config.depth(model) + model.further
     sparse, here = kinds.number(model, "sparse"), exchange.local_tokens(cfg, "train")
-    kept = (turns + bool(model.first) + model.further) * vectors + sparse * here * model.moe.top_k * INTEGERS
+    kept = layers * vectors + sparse * here * model.moe.top_k * INTEGERS
     if policy == "full":
         return kept
     kept += sparse * 2 * exchange.buffer_bytes(cfg, "train")
@@ -119,15 +118,17 @@ def _experts(cfg: config.Config, step: str, training: bool) -> float:
 
 
 def _tables(cfg: config.Config, step: str) -> float:
-    """The embedding or the output projection gathered in fp32 and cast, its gradient, and the logits of a chunk with theirs."""
-    model = cfg.model
-    size = model.vocab_size * model.width * (4 + 4 + jnp.dtype(model.compute_dtype).itemsize)
-    tokens = _vectors(cfg, step) / (model.width * jnp.dtype(model.compute_dtype).itemsize)
-    return size + 2 * 4 * tokens * model.loss_chunk / cfg.mesh.tensor
+    """The columns of a chunk gathered and cast, with a gradient in fp32, its logits with theirs, and what is stored of the unembedding in the
+    order of chunks."""
+    model, wide = cfg.model, jnp.dtype(cfg.model.compute_dtype).itemsize
+    columns = model.loss_chunk / cfg.mesh.tensor
+    tokens = _vectors(cfg, step) / (model.width * wide)
+    stored = sum(math.prod(x.local(cfg.mesh)) for x in memory.weights(model) if x.path[0] == "unembedding")
+    return columns * (model.width * (4 + wide) + 2 * 4 * tokens) + 2 * 4 * stored
 
 
 def _in_layers(cfg: config.Config) -> list[memory.Lying]:
-    return [x for x in memory.weights(cfg.model) if x.path[0] not in traffic.ONCE]
+    return [x for x in memory.weights(cfg.model) if x.path[0] not in traffic.TABLES]
 
 
 def _scores(cfg: config.Config, step: str) -> float:
