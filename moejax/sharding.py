@@ -11,11 +11,14 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 BATCH_AXES = ("data", "fsdp", "expert")
 STORAGE_AXIS = "fsdp"
+LANES = 128
+"""Columns of a tile in a TPU's memory."""
 
 RULES: dict[str, tuple[str, ...]] = {
     # activations
@@ -109,12 +112,12 @@ def gather(variable: Any, dtype: Any = None) -> jax.Array:
 
 
 def joined(stored: jax.Array, dims: tuple[str | None, ...], dtype: Any = None) -> jax.Array:
-    """An array with dimensions of these names as operand of a product that sums over tokens: gathered from its storage shards in fp32, cast.
+    """An array with dimensions of these names as operand of a product with activations: gathered from its storage shards in fp32, cast.
 
-    Its gradient is summed in fp32, each device keeping its piece. Axis by axis, the last first: of a gather over several axes
-    the TPU compiler makes a sum of whole arrays, from 64 devices on. Up to the product the array is of the type "reduced": devices hold
-    the same, and sums that their gradients still lack. All axes that tokens lie over are among those, else the product raises
-    ShardingTypeError. What is not an operand of such a product takes `whole`.
+    Its gradient is summed in fp32, and each device keeps its piece. Axis by axis, the last first: of a gather over several axes at once the
+    TPU compiler makes a sum of whole arrays, from 64 devices on. The type of the result is "reduced" over the axes that tokens lie over:
+    devices there hold the same, and its gradient is still to be summed. A product with activations that have lost one of those axes raises
+    ShardingTypeError: say again how they lie. What is added, multiplied or handed to a shard_map takes `whole`.
     """
     named = tuple(GATHERED.get(name, name) if name else None for name in dims)
     held = axes("storage") if "storage" in dims else ()
@@ -124,12 +127,21 @@ def joined(stored: jax.Array, dims: tuple[str | None, ...], dtype: Any = None) -
         alike = tuple(axis for axis in axes("shard") if axis not in held)
         piece = jax.lax.pcast(piece, alike, to="reduced") if alike else piece
         for axis in reversed(held):
-            piece = jax.lax.all_gather(piece, axis, axis=dims.index("storage"), tiled=True, to="reduced")
+            piece = _joined_along(axis, piece, dims.index("storage"))
         return piece
 
     out = P(*spec(*named), reduced=frozenset(axes("shard")))
     found = jax.shard_map(body, in_specs=spec(*dims), out_specs=out)(stored)
     return found.astype(dtype or found.dtype)
+
+
+def _joined_along(axis: str, piece: jax.Array, dim: int) -> jax.Array:
+    """Pieces of every device along one mesh axis, joined in dimension `dim`, "reduced" along it."""
+    if jax.lax.axis_size(axis) == 1 or dim < piece.ndim - 1 or piece.shape[dim] % LANES == 0:
+        return jax.lax.all_gather(piece, axis, axis=dim, tiled=True, to="reduced")
+    # Pieces side by side in a tile are not scattered: of the gradient's sum the TPU compiler would make one of whole arrays.
+    parts = jnp.moveaxis(jax.lax.all_gather(piece, axis, axis=0, to="reduced"), 0, -2)
+    return parts.reshape(*piece.shape[:-1], -1)
 
 
 def whole(variable: Any, dtype: Any = None) -> jax.Array:

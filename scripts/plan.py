@@ -87,11 +87,16 @@ def compare(tree: Any, counted: account.Account, context: int) -> tuple[dict[str
 def compile_for(tree: Any, counted: account.Account, context: int) -> tuple[dict[str, Any], list[str]]:
     """The step on every topology."""
     if not TOPOLOGY.value:
-        if SEARCH.value or MESH.value or LOADS.value:
+        if SEARCH.value or MESH.value or LOADS.value or SLICES.value > 1 or STEP.value != "train":
             raise ConfigError(
-                "--search, --mesh and --loads are of a topology: add --topology, for example --topology=v5p:2x2x2"
+                "--search, --mesh, --loads, --slices and --step are of a topology: add --topology, for example --topology=v5p:2x2x2"
             )
         return {}, []
+    if config.COUNTED in tree:
+        raise ConfigError(
+            f"{tree.name}: this architecture is counted, not built, so no step of it can be compiled; leave out --topology, or choose "
+            f"a config without the section {config.COUNTED}"
+        )
     if SEARCH.value and (MESH.value or STEP.value != "train"):
         raise ConfigError(
             f"--search={SEARCH.value} tries every mesh for training; leave out --mesh and --step={STEP.value}"

@@ -1,7 +1,7 @@
 """The table of docs/pods.md: published models on the smallest slice that holds their training step, and on one with room to spare.
 
-Every step is compiled; nothing runs. Meshes are the best by the estimate (`plan.search`), microbatches the fewest that fit by it. Models whose
-layers are not built are counted. Answers of the compiler are kept, so a run that was cut short goes on where it was.
+Every step is compiled; nothing runs. Meshes are the best by the estimate (`plan.search`), microbatches the fewest that fit by it. Models
+whose layers are not built are counted. Answers of the compiler are kept, so a run that was cut short goes on where it was.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from jax.experimental import topologies
 from moejax import config
 from moejax import mesh as meshes
 from moejax.errors import ConfigError, UserError
-from moejax.plan import dots, hlo, programs, sends, traced
+from moejax.plan import dots, hardware, hlo, programs, sends, traced
 from moejax.train import check
 
 FULL = re.compile(r"(?:Used|temporaries \()\s*([\d.]+)([KMGT]?)\)? (?:of|exceeds available HBM \()\s*([\d.]+)([KMGT]?)")
@@ -65,7 +65,9 @@ def compiled(request: dict[str, Any]) -> dict[str, Any]:
 
 def devices(topology: str, slices: int) -> Any:
     """Of a topology by its name, on one slice or several. Raises UserError for one that the compiler does not know."""
+    configuration = hardware.parse_topology(topology).chip.configuration
     options = {"num_slices": slices} if slices > 1 else {}
+    options |= {"chip_config_name": configuration} if configuration else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:

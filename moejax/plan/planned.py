@@ -28,13 +28,16 @@ def summary(counted: Account, context: int) -> dict[str, Any]:
 
 
 def load(path: str) -> Any:
-    """The ConfigDict of an experiment file. Raises ConfigError for a file that is none."""
+    """The ConfigDict of an experiment file. Raises ConfigError for a file that is none or that does not run."""
     file = Path(path).expanduser()
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None or not file.is_file():
         raise ConfigError(f"{path} is not an experiment file; give a Python file with get_config()")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file raises
+        raise ConfigError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise ConfigError(f"{path} has no get_config(); give an experiment file")
     return module.get_config()

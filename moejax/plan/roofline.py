@@ -108,7 +108,7 @@ def of_compiled(
     sent = moved(compiled["collectives"], wiring, cfg, load)
     flops = compiled["flops"]["total"] + (load.slowest - 1) * expert_flops(counted, cfg, step) / compiled["devices"]
     seconds = Seconds(flops / chip.flops, traffic(compiled["memory"]) / chip.bandwidth, *sent)
-    executed = compiled["flops"]["total"] * compiled["devices"]
+    executed = float(compiled["flops"]["total"] * compiled["devices"])
     return bounds(seconds, cfg, topology, slices, step, counted, executed)
 
 
@@ -163,7 +163,7 @@ def tokens(cfg: config.Config, step: str) -> int:
 def model_flops(counted: Account, cfg: config.Config, step: str) -> float:
     """Of one step, all devices together: three forward passes in training, one token at the last position in decoding."""
     if step == "decode":
-        return tokens(cfg, step) * account.decoding_flops(counted, cfg.data.context)
+        return float(tokens(cfg, step) * account.decoding_flops(counted, cfg.data.context))
     return PASSES[step] * tokens(cfg, step) * account.model_flops(counted, cfg.data.context)
 
 

@@ -57,9 +57,15 @@ def even(cfg: config.Config) -> Skew:
 
 
 def search(
-    cfg: config.Config, topology: Topology, slices: int = 1, keep: int | None = None, load: Load = even
+    cfg: config.Config,
+    topology: Topology,
+    slices: int = 1,
+    keep: int | None = None,
+    load: Load = even,
+    spare: float = 0.0,
 ) -> list[Candidate]:
-    """Meshes for a training step that the config's check accepts and the slice has, the best first; those that do not fit come last.
+    """Meshes for a training step that the config's check accepts and the slice has, the best first; those that do not fit come last. Each
+    has the fewest microbatches that leave the share `spare` of a device's memory free by the estimate.
 
     Raises ConfigError where there is none, with what the check said of the config's own mesh."""
     counted = account.of_config(cfg)

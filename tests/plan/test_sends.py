@@ -35,7 +35,8 @@ CASES = {
         lambda x: lax.psum_scatter(x, "c", scatter_dimension=1, tiled=True), P("a", ("b", "c")), "reduce-scatter", "c", OWN, OWN / 2,
     ),
     "sum and cut over two": (
-        lambda x: lax.psum_scatter(x, ("b", "c"), scatter_dimension=1, tiled=True), P("a", ("b", "c")), "reduce-scatter", "bc", OWN, OWN * 3 / 4,
+        lambda x: lax.psum_scatter(x, ("b", "c"), scatter_dimension=1, tiled=True),
+        P("a", ("b", "c")), "reduce-scatter", "bc", OWN, OWN * 3 / 4,
     ),
     "exchange": (lambda x: lax.all_to_all(x, "c", 1, 0, tiled=True), P(("a", "c"), "b"), "all-to-all", "c", OWN, OWN / 2),
     "exchange over two": (
