@@ -1,7 +1,7 @@
 """An estimate of what a step makes on the way, in bytes of one device. It prunes meshes that cannot fit; the compiler decides.
 
-What lives at once: gradients, what the forward pass saves for the backward pass, and the largest working set of one layer, of the loss or
-of the embedding. How far it is from the compiler is MARGIN.
+What lives at once: gradients, what the forward pass saves for the backward pass, and the largest working set of one layer or of the loss.
+How far it is from the compiler is MARGIN.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ BACKWARD = 2.8
 """What the compiler has reserved with a backward pass, as a multiple of the rows of a round forward (moe/transport/ragged.py)."""
 BUFFERED = 2.2
 """The same of rows that are gathered, or lie in buffers of a capacity, as compiled."""
+SUMMED = 3
+"""Copies of the gradients where microbatches add to a sum: it, what is added, and what it becomes."""
 INTEGERS = 16
 """Bytes of routing that every policy saves of an assignment."""
 
@@ -37,7 +39,7 @@ class Estimate(NamedTuple):
     saved: int
     """From the forward pass for the backward pass: the residual stream before every layer, and what the policy adds."""
     working: int
-    """Weights gathered for one layer, scores, rows of experts; or a chunk of the loss, if that is more."""
+    """Stored weights cast, those of one layer gathered, scores, rows of experts; or a chunk of the loss, if that is more."""
 
     @property
     def total(self) -> int:
@@ -47,11 +49,11 @@ class Estimate(NamedTuple):
 def estimate(cfg: config.Config, step: str = "train") -> Estimate:
     """Of a step of `plan.programs`. Raises ValueError for an unknown one."""
     if step != "train":
-        forward = max(_layer(cfg, step, training=False), _tables(cfg, step) / 2)
-        return Estimate(0, 0, int(forward))
+        loss = _tables(cfg, step) / 2 if step == "eval" else 0.0
+        return Estimate(0, 0, int(max(_layer(cfg, step, training=False), loss)))
     own = [memory.padded_bytes(x.local(cfg.mesh), x.dtype) for x in memory.weights(cfg.model)]
-    gradients = sum(own) * (2 if cfg.train.microbatches > 1 else 1)
-    working = max(_layer(cfg, step, training=True), _tables(cfg, step))
+    gradients = sum(own) * (SUMMED if cfg.train.microbatches > 1 else 1)
+    working = max(_layer(cfg, step, training=True), _tables(cfg, step)) + _cast(cfg)
     return Estimate(gradients, int(_saved(cfg)), int(working))
 
 
@@ -115,6 +117,12 @@ def _experts(cfg: config.Config, step: str, training: bool) -> float:
         group = moe.group_window or moe.group_rows * cfg.data.context
         masks = rows * group * (4 + wide)
     return (rows * (4 * width * wide + 3 * hidden * 4) + masks) * (BUFFERED if training else 1)
+
+
+def _cast(cfg: config.Config) -> int:
+    """What a device stores of all layers in the compute type: the compiler casts before the loop over layers that gathers them."""
+    used = cfg.model.compute_dtype
+    return sum(memory.padded_bytes(x.local(cfg.mesh), used) for x in _in_layers(cfg) if x.dtype != used)
 
 
 def _tables(cfg: config.Config, step: str) -> float:

@@ -31,7 +31,9 @@ def case(topology, mesh, step="train", slices=1, model=(), moe=(), data=(), trai
 
 
 CASES = {
-    "dense": case("v5e:2x2", {"fsdp": 4}, model={"pattern": ("attention+dense",), "remat": "selective"}),
+    "dense": case(
+        "v5e:2x2", {"fsdp": 4}, model={"pattern": ("attention+dense",), "remat": "selective"}, data={"context": 1024, "batch": 32}
+    ),
     "ragged": case("v5p:2x2x2", {"fsdp": 2, "expert": 4}),
     "gather": case("v6e:2x2", {"expert": 4}, moe={"transport": "gather", "shared_hidden": 512}, model={"remat": "none"}),
     "scatter": case(
@@ -53,6 +55,7 @@ CASES = {
     "prefill": case("v5p:2x2x1", {"expert": 4}, step="prefill"),
     "decode": case("v5e:2x2", {"fsdp": 2, "expert": 2}, step="decode", moe={"transport": "gather"}),
 }  # fmt: skip
+TRAINING = tuple(name for name, request in CASES.items() if request.step == "train")
 GOLDEN = ("dense", "ragged", "scatter", "latent", "slices", "decode")
 
 
@@ -78,6 +81,17 @@ def text(name, found):
         for c in found["collectives"]
     ]
     return "\n".join(lines) + "\n"
+
+
+def wire(rows):
+    """Bytes that a device sends, by kind and axes. A sum counts half, under reduce-scatter: the compiler may write one of which every device
+    keeps a piece as a sum of the whole."""
+    found = {}
+    for row in rows:
+        whole = row["kind"] == "all-reduce"
+        key = "reduce-scatter" if whole else row["kind"], "+".join(row["axes"])
+        found[key] = found.get(key, 0) + row["wire"] / (1 + whole)
+    return found
 
 
 def argument_bytes(name):
