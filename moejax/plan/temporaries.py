@@ -126,8 +126,8 @@ def _cast(cfg: config.Config) -> int:
 
 
 def _tables(cfg: config.Config, step: str) -> float:
-    """The columns of a chunk gathered and cast, with a gradient in fp32, its logits with theirs, and what is stored of the unembedding in the
-    order of chunks."""
+    """The columns of a chunk gathered and cast, with a gradient in fp32, its logits with theirs, and what is stored of the unembedding
+    in the order of chunks."""
     model, wide = cfg.model, jnp.dtype(cfg.model.compute_dtype).itemsize
     columns = model.loss_chunk / cfg.mesh.tensor
     tokens = _vectors(cfg, step) / (model.width * wide)

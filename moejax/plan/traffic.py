@@ -1,7 +1,8 @@
 """What a training step sends and computes on a mesh, counted from shapes: rows of collectives as a compiled program has them.
 
 Counted are weights gathered where they are used, sums of their gradients, vectors of tokens from where they are looked up, rows to experts
-and back, sums over cut heads and widths, keys and values over cut positions. Sums of scalars, exchanges of integers and routers' logits are small and left out.
+and back, sums over cut heads and widths, keys and values over cut positions. Sums of scalars, exchanges of integers and routers' logits
+are small and left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plans against what the compiler says: FLOPs, arguments (B34), collectives, temporaries, and six programs that are kept in the repository."""
+"""Plans against what the compiler says: FLOPs, arguments (B34), collectives, temporaries; and six programs, kept in the repository."""
 
 import difflib
 
