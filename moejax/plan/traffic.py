@@ -47,14 +47,13 @@ def whole(x: memory.Lying) -> memory.Lying:
     return x._replace(axes=tuple(tuple(axis for axis in cut if axis not in over) for cut in x.axes))
 
 
-def uses_of(cfg: config.Config, name: str = "") -> int:
-    """How often a microbatch gathers what a layer needs: in forward passes, and again in the backward pass unless all is saved. Of the
-    parameters in TABLES the embedding is never gathered; the unembedding is for every loss, again backward whatever is saved."""
-    if name == "embedding":
-        return 0
-    if name == "unembedding":
-        return (exchange.forward_passes(cfg, "train") + 1) * _losses(cfg)
-    return exchange.forward_passes(cfg, "train") + (cfg.model.remat != "none")
+def uses_of(x: memory.Lying, cfg: config.Config) -> int:
+    """How often a microbatch gathers a parameter: in forward passes, and again in the backward pass unless all of a layer is saved. The
+    embedding never; the unembedding for every loss, again backward whatever is saved; what joins a further token is outside layers."""
+    passes = exchange.forward_passes(cfg, "train")
+    if x.path[0] in TABLES:
+        return (passes + 1) * _losses(cfg) if x.path[0] == TABLES[1] else 0
+    return passes + (cfg.model.remat != "none" and "join" not in x.path)
 
 
 def used(x: memory.Lying, cfg: config.Config) -> str:
@@ -98,16 +97,15 @@ def _parameter(x: memory.Lying, cfg: config.Config) -> list[Row]:
     pieces are summed over the axes that they are alike on: `sharding.joined`, and moe/experts.py for those of experts. The unembedding is
     used with its columns cut over `tensor` and stored with all of them, which its gradient is gathered for."""
     name, micro, own = x.path[0], cfg.train.microbatches, math.prod(x.local(cfg.mesh))
-    columns, sums = 1, micro
-    if name == "unembedding":
-        columns, sums = memory.devices(cfg.mesh, sharding.axes("vocabulary")), micro * _losses(cfg)
+    columns = memory.devices(cfg.mesh, sharding.axes("vocabulary")) if name == "unembedding" else 1
+    sums = micro * (_losses(cfg) if name in TABLES else 1)
     found, piece = [], own // columns
     for axis in reversed(gathered(x) if name != "embedding" else ()):
         piece *= getattr(cfg.mesh, axis)
-        found.append(row("all-gather", (axis,), cfg, memory.plain((piece,), used(x, cfg)), micro * uses_of(cfg, name)))
+        found.append(row("all-gather", (axis,), cfg, memory.plain((piece,), used(x, cfg)), micro * uses_of(x, cfg)))
         found.append(row("reduce-scatter", (axis,), cfg, memory.plain((piece,), x.dtype), sums))
     alike = tuple(axis for axis in sharding.axes("shard") if not any(axis in cut for cut in x.axes))
-    found.append(row("all-reduce", alike, cfg, memory.plain((own // columns,), x.dtype), micro))
+    found.append(row("all-reduce", alike, cfg, memory.plain((own // columns,), x.dtype), sums))
     if columns > 1:
         found.append(row("all-gather", sharding.axes("vocabulary"), cfg, memory.plain((own,), x.dtype), micro))
     return found
@@ -138,8 +136,9 @@ def _positions(cfg: config.Config) -> list[Row]:
     """Keys and values of all positions, gathered by every mixer in one microbatch, and their gradients."""
     model, axes = cfg.model, sharding.axes("position")
     whole = _tokens(cfg) * memory.devices(cfg.mesh, axes)
+    uses = exchange.forward_passes(cfg, "train") + (model.remat != "none")
     size = whole * _keys(model) / cfg.mesh.tensor * jnp.dtype(model.compute_dtype).itemsize
-    return [row("all-gather", axes, cfg, size, uses_of(cfg)), row("reduce-scatter", axes, cfg, size, 1)]
+    return [row("all-gather", axes, cfg, size, uses), row("reduce-scatter", axes, cfg, size, 1)]
 
 
 def _keys(model: config.Model) -> int:
@@ -177,6 +176,7 @@ def moved_bytes(cfg: config.Config, given: int, gradients: int, saved: int) -> f
     """To and from main memory: arguments read and written, gradients and what is saved for the backward pass written and read, and
     gathered weights written and read in every microbatch as often as they are gathered. Programs move more: activations within layers."""
     micro = cfg.train.microbatches
-    sizes = ((x, memory.plain(whole(x).local(cfg.mesh), used(x, cfg))) for x in memory.weights(cfg.model))
-    weights = sum(size * uses_of(cfg, x.path[0]) for x, size in sizes)
+    weights = sum(
+        memory.plain(whole(x).local(cfg.mesh), used(x, cfg)) * uses_of(x, cfg) for x in memory.weights(cfg.model)
+    )
     return 2.0 * given + 2 * gradients + micro * (2 * saved + 2 * weights)

@@ -168,7 +168,9 @@ def test_a_kernel_whose_estimate_takes_several_lines():
   ROOT %dot = bf16[8,8] dot(%kernel, %a), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
 }}
 """
-    found = dots.of(text.written("%x = bf16[8,8] parameter(0)", "ROOT %y = bf16[8,8] fusion(%x), calls=%fused", others=fused))
+    found = dots.of(
+        text.written("%x = bf16[8,8] parameter(0)", "ROOT %y = bf16[8,8] fusion(%x), calls=%fused", others=fused)
+    )
     assert (found.kernels, found.products, found.without_estimate) == (4096, 2 * 8 * 8 * 8, ())
 
 
