@@ -46,12 +46,10 @@ def compiled(step, **options):
 
 
 CASES = {
-    "dense": ("train", DENSE),
     "dense on eight": ("train", DENSE | EIGHT),
     "dense evaluated": ("eval", DENSE),
     "dense prefilled": ("prefill", DENSE),
     "dense decoded": ("decode", DENSE | EIGHT),
-    "sparse": ("train", SPARSE),
     "sparse on eight": ("eval", SPARSE | EIGHT),
     "sparse gathered on eight": ("eval", SPARSE | EIGHT | {"model.moe.transport": "gather"}),
     "sparse decoded": ("decode", SPARSE | EIGHT),
