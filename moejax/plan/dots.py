@@ -11,7 +11,7 @@ from moejax.plan.hlo import Computation, Instruction, Module
 CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 WINDOW = re.compile(r"window=\{([^}]*)\}")
-ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"?(\d+)')
+ESTIMATE = re.compile(r'"cost_estimate":\s*\{[^}]*?"flops":"?(\d+)')
 TARGET = re.compile(r'custom_call_target="([^"]*)"')
 KERNEL = "tpu_custom_call"
 LIBRARY = re.compile(r"matmul|dot", re.IGNORECASE)

@@ -22,6 +22,8 @@ CALLED = re.compile(
 )
 LOOP = re.compile(r"condition=%([^\s,]+), body=%([^\s,]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+WRAPPED = re.compile(r'\n(?="|\}, ")')
+"""Where an instruction goes on in the next line: what the compiler notes of a kernel inside a fusion."""
 INDEX = re.compile(r"index=(\d+)")
 DIRECTION = re.compile(r"direction=(\w+)")
 LIMIT = {"LT": 1, "GT": 0}
@@ -92,7 +94,7 @@ class Module:
         self.open_loops: list[str] = []
         """Scopes of loops whose bound the text does not have."""
         inside: Computation | None = None
-        for line in text.splitlines():
+        for line in WRAPPED.sub("", text).splitlines():
             if inside is None:
                 if header := HEADER.match(line):
                     inside = self.computations.setdefault(header[2], Computation(header[2], {}))

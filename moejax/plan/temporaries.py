@@ -1,11 +1,12 @@
 """An estimate of what a step makes on the way, in bytes of one device. It prunes meshes that cannot fit; the compiler decides.
 
-What lives at once: gradients, what the forward pass saves for the backward pass, and the largest working set of one layer, of the loss or
-of the embedding. How far it is from the compiler is MARGIN.
+What lives at once: gradients, what the forward pass saves for the backward pass, and the largest working set of one layer or of the loss.
+How far it is from the compiler is MARGIN.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,14 +18,17 @@ from moejax.moe.transport import ragged
 from moejax.plan import exchange, memory, skew, traffic
 
 MARGIN = 0.3
-"""Share of the estimate by which the compiler's temporaries may differ. Of nine steps of small models that jax 0.10.2 compiled for
-v5p:2x2x2 (tests/plan/test_traffic.py has them) they were 0.89 to 1.21 times the estimate, in bfloat16 with every policy."""
+"""Share of the estimate by which the compiler's temporaries may differ. Of seven steps of small models that jax 0.10.2 compiled for 4
+and 8 chips (tests/aot/test_plan.py has them) they were 0.96 to 1.23 times the estimate."""
 SCORES = 3
 """Arrays of all scores of a layer in fp32 that a training step has at once."""
 BACKWARD = 2.8
 """What the compiler has reserved with a backward pass, as a multiple of the rows of a round forward (moe/transport/ragged.py)."""
 BUFFERED = 2.2
 """The same of rows that are gathered, or lie in buffers of a capacity, as compiled."""
+SUMMED = 3
+"""Copies of the gradients where microbatches add to a sum: it, what is added, and what it becomes. With three, a step of 32 experts, width
+1024 and four microbatches had 0.98 of the estimate as compiled (jax 0.10.2, v5p:2x2x2), and a small one 1.14."""
 INTEGERS = 16
 """Bytes of routing that every policy saves of an assignment."""
 
@@ -34,9 +38,9 @@ class Estimate(NamedTuple):
 
     gradients: int
     saved: int
-    """From the forward pass for the backward pass: the residual stream of every turn of the scan, and what the policy adds."""
+    """From the forward pass for the backward pass: the residual stream before every layer, and what the policy adds."""
     working: int
-    """Weights gathered for one layer, scores, rows of experts; or the chunk of the loss and the tables, if that is more."""
+    """Stored weights cast, those of one layer gathered, scores, rows of experts; or a chunk of the loss, if that is more."""
 
     @property
     def total(self) -> int:
@@ -46,23 +50,21 @@ class Estimate(NamedTuple):
 def estimate(cfg: config.Config, step: str = "train") -> Estimate:
     """Of a step of `plan.programs`. Raises ValueError for an unknown one."""
     if step != "train":
-        forward = max(_layer(cfg, step, training=False), _tables(cfg, step) / 2)
-        return Estimate(0, 0, int(forward))
+        loss = _tables(cfg, step) / 2 if step == "eval" else 0.0
+        return Estimate(0, 0, int(max(_layer(cfg, step, training=False), loss)))
     own = [memory.padded_bytes(x.local(cfg.mesh), x.dtype) for x in memory.weights(cfg.model)]
-    gradients = sum(own) * (2 if cfg.train.microbatches > 1 else 1)
-    working = max(_layer(cfg, step, training=True), _tables(cfg, step))
-    if cfg.train.microbatches > 1:  # both tables stay gathered from one microbatch to the next
-        working += 2 * cfg.model.vocab_size * cfg.model.width * (2 + jnp.dtype(cfg.model.compute_dtype).itemsize)
+    gradients = sum(own) * (SUMMED if cfg.train.microbatches > 1 else 1)
+    working = max(_layer(cfg, step, training=True), _tables(cfg, step)) + _cast(cfg)
     return Estimate(gradients, int(_saved(cfg)), int(working))
 
 
 def _saved(cfg: config.Config) -> float:
-    """By policy: inputs of every turn of the scan and routing; rows as they arrive and come home; results of products; everything."""
+    """By policy: inputs of every layer and routing; rows as they arrive and come home; results of products; everything."""
     model, policy = cfg.model, cfg.model.remat
     vectors, wide = _vectors(cfg, "train"), jnp.dtype(model.compute_dtype).itemsize
-    turns, layers = model.repeats // model.unroll, config.depth(model) + model.further
+    layers = config.depth(model) + model.further
     sparse, here = kinds.number(model, "sparse"), exchange.local_tokens(cfg, "train")
-    kept = (turns + bool(model.first) + model.further) * vectors + sparse * here * model.moe.top_k * INTEGERS
+    kept = layers * vectors + sparse * here * model.moe.top_k * INTEGERS
     if policy == "full":
         return kept
     kept += sparse * 2 * exchange.buffer_bytes(cfg, "train")
@@ -118,16 +120,24 @@ def _experts(cfg: config.Config, step: str, training: bool) -> float:
     return (rows * (4 * width * wide + 3 * hidden * 4) + masks) * (BUFFERED if training else 1)
 
 
+def _cast(cfg: config.Config) -> int:
+    """What a device stores of all layers in the compute type: the compiler casts before the loop over layers that gathers them."""
+    used = cfg.model.compute_dtype
+    return sum(memory.padded_bytes(x.local(cfg.mesh), used) for x in _in_layers(cfg) if x.dtype != used)
+
+
 def _tables(cfg: config.Config, step: str) -> float:
-    """The embedding or the output projection gathered in fp32 and cast, its gradient, and the logits of a chunk with theirs."""
-    model = cfg.model
-    size = model.vocab_size * model.width * (4 + 4 + jnp.dtype(model.compute_dtype).itemsize)
-    tokens = _vectors(cfg, step) / (model.width * jnp.dtype(model.compute_dtype).itemsize)
-    return size + 2 * 4 * tokens * model.loss_chunk / cfg.mesh.tensor
+    """The columns of a chunk gathered and cast, with a gradient in fp32, its logits with theirs, and what is stored of the unembedding
+    in the order of chunks."""
+    model, wide = cfg.model, jnp.dtype(cfg.model.compute_dtype).itemsize
+    columns = model.loss_chunk / cfg.mesh.tensor
+    tokens = _vectors(cfg, step) / (model.width * wide)
+    stored = sum(math.prod(x.local(cfg.mesh)) for x in memory.weights(model) if x.path[0] == "unembedding")
+    return columns * (model.width * (4 + wide) + 2 * 4 * tokens) + 2 * 4 * stored
 
 
 def _in_layers(cfg: config.Config) -> list[memory.Lying]:
-    return [x for x in memory.weights(cfg.model) if x.path[0] not in traffic.ONCE]
+    return [x for x in memory.weights(cfg.model) if x.path[0] not in traffic.TABLES]
 
 
 def _scores(cfg: config.Config, step: str) -> float:

@@ -1,10 +1,12 @@
-"""Plans against what the compiler says: FLOPs, argument bytes (B34), and six programs whose collectives are kept in the repository."""
+"""Plans against what the compiler says: FLOPs, arguments (B34), collectives, temporaries; and six programs, kept in the repository."""
 
 import difflib
 
 import jax
 import pytest
 from aot import planned, programs
+
+from moejax.plan import temporaries, traffic
 
 pytestmark = programs.MARKS
 
@@ -26,6 +28,22 @@ def test_b34_executed_flops_are_those_of_the_program(found, name):
 def test_b34_argument_bytes_are_those_of_the_program(found, name):
     """What the plan counts from shapes, shardings and tiles is what the program takes, to 1 %."""
     assert planned.argument_bytes(name) == pytest.approx(found[name]["memory"]["arguments"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", planned.TRAINING)
+def test_collectives_are_those_of_the_plan(found, name):
+    """What a training step sends, counted from shapes: bytes on the wire by kind and axes, to 2 % or half a megabyte, which scales, routers
+    and integers take."""
+    counted = planned.wire(traffic.rows(planned.CASES[name].config))
+    compiled = planned.wire(found[name]["collectives"])
+    for key in counted.keys() | compiled.keys():
+        assert counted.get(key, 0) == pytest.approx(compiled.get(key, 0), rel=0.02, abs=5e5), key
+
+
+@pytest.mark.parametrize("name", planned.TRAINING)
+def test_temporaries_are_near_the_estimate(found, name):
+    made, estimate = found[name]["memory"]["temporaries"], temporaries.estimate(planned.CASES[name].config).total
+    assert made == pytest.approx(estimate, rel=temporaries.MARGIN)
 
 
 @pytest.mark.parametrize("name", planned.GOLDEN)

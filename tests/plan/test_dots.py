@@ -159,6 +159,21 @@ def test_kernels_by_their_estimates():
     assert dots.kernels(module) == {"jit(f)/experts/gmm": 1, "jit(f)/silent": 1}
 
 
+def test_a_kernel_whose_estimate_takes_several_lines():
+    """As the compiler writes one inside a fusion; what comes after it is still of the fusion."""
+    note = 'backend_config={"custom_call_config": {"body": "TUzv", "cost_estimate": {\n"bytes_accessed":9,\n"flops":4096\n}, "version": 1}}'
+    fused = f"""%fused (a: bf16[8,8]) -> bf16[8,8] {{
+  %a = bf16[8,8] parameter(0)
+  %kernel = bf16[8,8] custom-call(%a), {CALL}, metadata={{op_name="gmm"}}, {note}
+  ROOT %dot = bf16[8,8] dot(%kernel, %a), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+}}
+"""
+    found = dots.of(
+        text.written("%x = bf16[8,8] parameter(0)", "ROOT %y = bf16[8,8] fusion(%x), calls=%fused", others=fused)
+    )
+    assert (found.kernels, found.products, found.without_estimate) == (4096, 2 * 8 * 8 * 8, ())
+
+
 def test_a_librarys_product_is_refused():
     """It would be left out in silence."""
     module = text.written(
