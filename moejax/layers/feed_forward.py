@@ -96,13 +96,13 @@ class Sparse(nnx.Module):
         weights = tuple(Weights(**{name: w[...] for name, w in own.items()}) for own in self.experts)
         heads = {name: sharding.whole(self.router[name]) for name in sorted(self.router)}
         constants = None if self.constants is None else sharding.whole(self.constants)
-        z = None if self.into is None else jnp.einsum("btd,dl->btl", x, sharding.gather(self.into, x.dtype))
+        z = None if self.into is None else jnp.einsum("btd,dl->btl", x, sharding.whole(self.into, x.dtype))
         moment = Moment(context.key, layer, context.step)
         parameters = Parameters(heads, weights, constants)
         result = sparse_layer(x, z, context.tokens, parameters, side.state, moment, self.moe, mode, side.recorded)
         y = result.routed
         if self.out is not None:
-            y = jnp.einsum("btl,ld->btd", y, sharding.gather(self.out, y.dtype))
+            y = jnp.einsum("btl,ld->btd", y, sharding.whole(self.out, y.dtype))
         if result.local is not None:
             y = y + result.local
         if self.shared is not None:
@@ -117,5 +117,5 @@ class Sparse(nnx.Module):
         y = self.shared(x)
         if self.shared_gate is None:
             return y
-        logit = jnp.einsum("btd,dn->btn", x.astype(jnp.float32), sharding.gather(self.shared_gate))
+        logit = jnp.einsum("btd,dn->btn", x.astype(jnp.float32), sharding.whole(self.shared_gate))
         return y * jax.nn.sigmoid(logit).astype(y.dtype)
