@@ -22,6 +22,11 @@ def shape(mesh: config.Mesh) -> tuple[int, ...]:
     return tuple(getattr(mesh, axis) for axis in AXES)
 
 
+def several(mesh: config.Mesh) -> dict[str, int]:
+    """Sizes of the axes that have more than one device."""
+    return {axis: size for axis, size in zip(AXES, shape(mesh), strict=True) if size > 1}
+
+
 def check(mesh: config.Mesh) -> None:
     """The rules that need no device."""
     for axis, size in zip(AXES, shape(mesh), strict=True):
@@ -35,7 +40,7 @@ def make(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
     devices = jax.devices() if devices is None else devices
     wanted = math.prod(shape(mesh))
     if wanted != len(devices):
-        sizes = " * ".join(f"{axis}={size}" for axis, size in zip(AXES, shape(mesh), strict=True) if size > 1) or "1"
+        sizes = " * ".join(f"{axis}={size}" for axis, size in several(mesh).items()) or "1"
         raise ConfigError(
             f"mesh {sizes} = {wanted} devices, but there are {len(devices)}; the product must be {len(devices)}, "
             f"for example --config.mesh.fsdp={len(devices)} with every other axis 1"

@@ -52,7 +52,7 @@ def main() -> None:
     tree: Any = cli.tree(CONFIG)
     counted = account.of_tree(tree)
     name, context = tree.name, CONTEXT.value or tree.data.context
-    found = {"name": name, **planned.summary(counted, context)}
+    found = {"name": name, **planned.totals(counted), "account": account.to_dict(counted, context)}
     shown = [tables.of_account(name, counted, context)]
     for part in (serve, compare, compile_for):
         numbers, text = part(tree, counted, context)

@@ -89,11 +89,16 @@ def lean(sparse: Sparse, skew: str) -> None:
 def inputs(cfg: config.Config, seed: int = 2) -> jax.Array:
     """Normal vectors [B, T, D] in the compute type, with a constant feature."""
     x = jax.random.normal(jax.random.key(seed), (cfg.data.batch, cfg.data.context, cfg.model.width))
-    return placed(x.at[..., 0].set(1.0).astype(cfg.model.compute_dtype))
+    return vectors(x.at[..., 0].set(1.0).astype(cfg.model.compute_dtype))
+
+
+def vectors(x: jax.Array) -> jax.Array:
+    """Activations [B, T, D] as a layer of the step is given them."""
+    return jax.reshard(x, sharding.spec("batch", "position", None))
 
 
 def placed(tree: Any) -> Any:
-    """Arrays with a leading batch dimension, as the step would have them."""
+    """What is known of tokens, with a leading batch dimension, as a layer of the step is given it."""
     return jax.tree.map(lambda x: jax.reshard(x, sharding.spec("batch", *(None,) * (x.ndim - 1))), tree)
 
 

@@ -30,9 +30,7 @@ def run(cfg: config.Config, rounds: int) -> dict[str, Any]:
 def of_model(name: str) -> list[dict[str, Any]]:
     """Rows of one model."""
     tree = planned.load(str(planned.MODELS / f"{name}.py"))
-    counted = account.of_tree(tree)
-    head = {"model": name, **planned.summary(counted, tree.data.context)}
-    del head["account"]
+    head = {"model": name, **planned.totals(account.of_tree(tree))}
     if config.COUNTED in tree:
         return [head | {"kind": "accounted, not compiled"}]
     cfg = config.resolve(tree)

@@ -17,7 +17,7 @@ from flax import nnx
 from moejax import config
 from moejax import mesh as meshes
 from moejax.bench import collectives, timing
-from moejax.bench.layer import NO_SIDE, context_of, placed
+from moejax.bench.layer import NO_SIDE, context_of, vectors
 from moejax.errors import UserError
 from moejax.layers.feed_forward import Sparse
 from moejax.moe.inputs import Mode
@@ -95,7 +95,7 @@ def _step(cfg: config.Config) -> tuple[Any, Callable[[np.ndarray], tuple[Any, ..
     module = Sparse(cfg.model, rngs=nnx.Rngs(0))
     graph, parameters = nnx.split(module)
     x = jax.random.normal(jax.random.key(2), (cfg.data.batch, cfg.data.context, cfg.model.width))
-    x = placed(x.at[..., 0].set(1.0).astype(cfg.model.compute_dtype))
+    x = vectors(x.at[..., 0].set(1.0).astype(cfg.model.compute_dtype))
     context, mode = context_of(cfg), Mode(training=True, capacity_factor=cfg.model.moe.capacity_factor)
 
     def value(parameters: Any, x: jax.Array) -> Any:

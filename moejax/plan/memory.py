@@ -22,9 +22,10 @@ from moejax.arrays import Batch
 from moejax.data import batches, tokenizer
 from moejax.models.decoder import Decoder, empty_cache
 from moejax.plan.parts import ONE_DEVICE
+from moejax.sharding import LANES
 from moejax.train import guard, optimizer, routing
 
-LANES, ROWS, LEAST = 128, 8, 512
+ROWS, LEAST = 8, 512
 """A tile of a TPU is 128 numbers wide and up to 8 rows of 32 bits high; no array takes less than 512 bytes."""
 SERVING = ("prefill", "decode")
 """Steps that take parameters in the compute type, and a cache."""

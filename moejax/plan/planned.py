@@ -18,13 +18,9 @@ NAMED = (("mixtral_8x7b", 8, 7e9), ("mixtral_8x22b", 8, 22e9))
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 
 
-def summary(counted: Account, context: int) -> dict[str, Any]:
-    """The account for JSON, its first numbers by name."""
-    return {
-        "total_parameters": counted.total_parameters,
-        "active_parameters": counted.active_parameters,
-        "account": account.to_dict(counted, context),
-    }
+def totals(counted: Account) -> dict[str, Any]:
+    """The first numbers of an account, for JSON."""
+    return {"total_parameters": counted.total_parameters, "active_parameters": counted.active_parameters}
 
 
 def load(path: str) -> Any:
@@ -51,8 +47,7 @@ def named_copies() -> list[Copies]:
 
 def of_candidate(candidate: Candidate) -> dict[str, Any]:
     """For JSON."""
-    sizes = zip(meshes.AXES, meshes.shape(candidate.config.mesh), strict=True)
     return {
-        "mesh": {axis: n for axis, n in sizes if n > 1}, "microbatches": candidate.config.train.microbatches, "fits": candidate.fits,
+        "mesh": meshes.several(candidate.config.mesh), "microbatches": candidate.config.train.microbatches, "fits": candidate.fits,
         "compiled": candidate.compiled, "memory": candidate.memory, "reason": candidate.reason, "roofline": candidate.roofline.to_dict(),
     }  # fmt: skip

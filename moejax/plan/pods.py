@@ -12,12 +12,10 @@ import numpy as np
 from moejax import config
 from moejax import mesh as meshes
 from moejax.errors import ConfigError
+from moejax.layers import kinds
 from moejax.plan import aot, exchange, hardware, memory, roofline, search, skew, temporaries
 from moejax.plan.hardware import Topology
 from moejax.train import check
-
-COMPILED = 3
-"""Candidates that a search compiles unless it is told otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +45,7 @@ def with_mesh(asked: Asked, given: bool) -> tuple[Asked, str]:
     own = int(np.prod(meshes.shape(asked.config.mesh)))
     if given or (own == number and own > 1):
         if own != number:
-            sizes = ",".join(
-                f"{a}={n}" for a, n in zip(meshes.AXES, meshes.shape(asked.config.mesh), strict=True) if n > 1
-            )
+            sizes = ",".join(f"{axis}={n}" for axis, n in meshes.several(asked.config.mesh).items())
             raise ConfigError(
                 f"mesh {sizes or 'of one device'} has {own} devices, and {asked.slices} slice(s) of {asked.topology.name} have {number}; "
                 f"the product of --mesh must be {number}; without --mesh one is chosen"
@@ -71,12 +67,12 @@ def facts(asked: Asked, chosen: str = "given") -> dict[str, Any]:
     """Everything that is known of one step, for JSON; `fits` and where it does not `reason`."""
     made = compiled(asked)
     cfg, topology = asked.config, asked.topology
-    kinds, load = memory.arguments(cfg, asked.step), asked.load(cfg)
+    arguments, load = memory.arguments(cfg, asked.step), asked.load(cfg)
     found: dict[str, Any] = {
         "topology": topology.name, "slices": asked.slices, "chips": topology.chips * asked.slices, "step": asked.step,
-        "mesh": {a: n for a, n in zip(meshes.AXES, meshes.shape(cfg.mesh), strict=True) if n > 1}, "mesh_from": chosen,
+        "mesh": meshes.several(cfg.mesh), "mesh_from": chosen,
         "batch": cfg.data.batch, "context": cfg.data.context, "microbatches": cfg.train.microbatches,
-        "room": topology.chip.usable, "arguments_by_kind": kinds, "load": load._asdict(),
+        "room": topology.chip.usable, "arguments_by_kind": arguments, "load": load._asdict(),
     }  # fmt: skip
     if asked.step == "train":
         found["estimated_temporaries"] = temporaries.estimate(cfg).total
@@ -84,13 +80,10 @@ def facts(asked: Asked, chosen: str = "given") -> dict[str, Any]:
     used = made["memory"]["used"]
     found["margin"] = 1 - used / topology.chip.usable
     if not made["fits"]:
-        most = max(kinds, key=lambda name: kinds[name])
-        found["reason"] = (
-            f"does not fit: {used / 1e9:.1f} of {topology.chip.usable / 1e9:.1f} GB, of which {most} {kinds[most] / used:.0%}"
-        )
-        return found
+        return found | {"reason": search.misfit(arguments, used, topology.chip.usable)}
     found["roofline"] = roofline.of_compiled(made, cfg, topology, asked.slices, asked.step, load).to_dict()
-    carried = exchange.compare(cfg, topology, asked.slices, asked.step, load) if cfg.model.moe else []
+    sparse = kinds.number(cfg.model, "sparse")
+    carried = exchange.compare(cfg, topology, asked.slices, asked.step, load) if sparse else []
     found["transports"] = [c._asdict() for c in carried]
     return found
 
@@ -111,8 +104,7 @@ def searched(asked: Asked, compile_best: int, say: Callable[[str], None]) -> lis
 
 def search_line(candidate: search.Candidate) -> str:
     """`fsdp=8 expert=64`."""
-    sizes = zip(meshes.AXES, meshes.shape(candidate.config.mesh), strict=True)
-    return " ".join(f"{axis}={n}" for axis, n in sizes if n > 1) or "one device"
+    return " ".join(f"{axis}={n}" for axis, n in meshes.several(candidate.config.mesh).items()) or "one device"
 
 
 def topologies(names: list[str]) -> list[Topology]:

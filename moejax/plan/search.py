@@ -169,10 +169,15 @@ def _refined(candidate: Candidate, compile: Callable[[Candidate], Mapping[str, A
 def _reason(fits: bool, needed: Mapping[str, int], room: int, seconds: Seconds, used: int | None = None) -> str:
     """`does not fit: 96.1 of 95.7 GB, optimizer 41 %`, or `links: 1.3 s of 2.0 s`."""
     if not fits:
-        most, total = max(needed, key=lambda name: needed[name]), sum(needed.values())
-        return f"does not fit: {(used or total) / 1e9:.1f} of {room / 1e9:.1f} GB, {most} {needed[most] / total:.0%}"
+        return misfit(needed, used or sum(needed.values()), room)
     longest = getattr(seconds, seconds.bound)
     return f"{NAMES[seconds.bound]}: {_time(longest)} of {_time(seconds.serial)}"
+
+
+def misfit(needed: Mapping[str, int], used: int, room: int) -> str:
+    """What is used of what there is, and the largest part of what was counted."""
+    most, total = max(needed, key=lambda name: needed[name]), sum(needed.values())
+    return f"does not fit: {used / 1e9:.1f} of {room / 1e9:.1f} GB, {most} {needed[most] / total:.0%}"
 
 
 def _time(seconds: float) -> str:

@@ -63,18 +63,8 @@ def _row(plan: Mapping[str, Any]) -> list[str]:
     head = [name, mesh, f"{plan['microbatches']}"]
     if not plan["fits"]:
         state = sum(plan["arguments_by_kind"].values())
-        return [
-            *head,
-            f"{state / 1e9:.1f}",
-            "",
-            f"{kept['used'] / 1e9:.1f} of {room / 1e9:.1f}",
-            "does not fit",
-            "",
-            "",
-            "",
-            "",
-            "",
-        ]
+        used = f"{kept['used'] / 1e9:.1f} of {room / 1e9:.1f}"
+        return [*head, f"{state / 1e9:.1f}", "", used, "does not fit"] + [""] * 5
     bounds = plan["roofline"]
     return [
         *head, f"{kept['arguments'] / 1e9:.2f}", f"{kept['temporaries'] / 1e9:.2f}", f"{kept['used'] / 1e9:.1f} of {room / 1e9:.1f}",
@@ -101,6 +91,10 @@ def _sent(plan: Mapping[str, Any]) -> list[str]:
         f"FLOPs executed: {plan['executed_flops'] / 1e12:.4g} T a device, {executed['total']:.2f} of the model's (masked scores "
         f"{executed['masked']:.2f}, buffers {executed['buffers']:.2f}, recomputed and other {executed['rest']:.2f})"
     )
+    if plan["kernels_without_estimate"]:
+        lines.append(
+            f"kernels that say nothing of their cost, counted as none: {', '.join(plan['kernels_without_estimate'])}"
+        )
     if plan["load"]["slowest"] > 1:
         load = plan["load"]
         lines.append(

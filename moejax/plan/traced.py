@@ -74,7 +74,6 @@ def _axes(operand: Any) -> Iterator[str]:
 def _of_ragged(equation: Any) -> int:
     """Rows of the whole buffer times a group's weights, as kernels take it; or, for the gradient of weights, every row once."""
     left, right = (v.aval for v in equation.invars[:2])
-    (over, _), (batch, _) = equation.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
     free = [n for d, n in enumerate(right.shape) if d not in _right_dims(equation)]
     return 2 * math.prod(left.shape) * math.prod(free)
 

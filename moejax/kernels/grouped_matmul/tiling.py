@@ -11,8 +11,8 @@ import dataclasses
 
 from moejax.errors import ConfigError
 from moejax.kernels.chips import ChipSpec
+from moejax.sharding import LANES
 
-LANES = 128
 SHARE = 0.9
 """Of a core's memory for the tiles; the rest is the compiler's."""
 UNROLLED = 2**21
