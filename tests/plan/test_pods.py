@@ -76,7 +76,7 @@ def test_a_step_that_does_not_fit(compiler):
     compiler(answer(used=204e9, fits=False))
     found = pods.facts(pods.Asked(experiment(expert=8), EIGHT))
     assert not found["fits"] and "roofline" not in found and found["margin"] < -0.9
-    assert found["reason"].startswith(f"does not fit: 204.0 of {EIGHT.chip.usable / 1e9:.1f} GB, of which optimizer")
+    assert found["reason"].startswith(f"does not fit: 204.0 of {EIGHT.chip.usable / 1e9:.1f} GB, optimizer")
     text = tables.of_plans([found])
     assert text.count("does not fit") == 2 and "204.0 of" in text and "collective" not in text
 

@@ -5,6 +5,8 @@ FLOPs are the ideal plus half a small block per group; nothing is expanded and n
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -16,6 +18,8 @@ from moejax.kernels.grouped_matmul.blocks import Block, overhang, put_group, put
 from moejax.kernels.quantized import Quantized
 
 F32 = jnp.float32
+PANEL = 16
+"""Rows that are turned at once: numbers of one column are then a line of the cache."""
 
 
 def weight_of(w: Array | Quantized, group: Array, dtype: jnp.dtype) -> Array:
@@ -29,9 +33,19 @@ def times(x: Array, w: Array, transpose_w: bool) -> Array:
     return jax.lax.dot_general(x, w, (((1,), (1 if transpose_w else 0,)), ((), ())), preferred_element_type=F32)
 
 
-def product_over_rows(x: Array, dy: Array) -> Array:
-    """x^T @ dy in fp32. The barrier has x turned first: a matmul that contracts leading dimensions is slower on a CPU."""
-    return jnp.dot(jax.lax.optimization_barrier(x.T), dy, preferred_element_type=F32)
+def turned(x: Array) -> Array:
+    """x^T, in memory. Panels of PANEL rows are turned first and then put side by side: column by column over all rows, a width that is a
+    power of two has every step fall into the same few lines of the cache. The barriers keep the turning out of the matmul, which is slower
+    where it contracts leading dimensions."""
+    rows, width = x.shape
+    panel = math.gcd(rows, PANEL)
+    panels = jax.lax.optimization_barrier(x.reshape(rows // panel, panel, width).swapaxes(1, 2))
+    return jax.lax.optimization_barrier(panels.swapaxes(0, 1).reshape(width, rows))
+
+
+def product_over_rows(x_turned: Array, dy: Array) -> Array:
+    """x^T @ dy in fp32, of `turned(x)`."""
+    return jnp.dot(x_turned, dy, preferred_element_type=F32)
 
 
 def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array | None, out_dtype: jnp.dtype) -> Array:
@@ -60,7 +74,7 @@ def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, 
     def visit(group: Array, dw: Array) -> Array:
         def turn(block: Block, own: Array) -> Array:
             rows, cotangents = (jnp.where(block.mine, rows_at(a, block), 0) for a in (x, dy))
-            return own + product_over_rows(rows, cotangents)
+            return own + product_over_rows(turned(rows), cotangents)
 
         return put_group(dw, work.each_block(group, turn, zeros(x, x.shape[1], dy.shape[1], dtype=F32)), group)
 

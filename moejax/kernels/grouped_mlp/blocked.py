@@ -8,7 +8,7 @@ from jaxtyping import Array
 from moejax.arrays import no_gradient
 from moejax.kernels.activations import Activation
 from moejax.kernels.grouped_matmul import Groups, blocks
-from moejax.kernels.grouped_matmul.blocked import product_over_rows, times, weight_of
+from moejax.kernels.grouped_matmul.blocked import product_over_rows, times, turned, weight_of
 from moejax.kernels.grouped_matmul.blocks import Block, overhang, put_group, put_rows, rows_at, unwritten, zeros
 from moejax.kernels.grouped_mlp.composed import Kept, Slopes
 from moejax.kernels.grouped_mlp.weights import Weights
@@ -106,13 +106,15 @@ def _of_block(
     parts = [(d_up, own.up)] if d_gate is None else [(d_gate, own.gate), (d_up, own.up)]
     d_x = [times(s.astype(x.dtype), w, True) for s, w in parts]
 
-    def of(rows: Array, slope: Array | None) -> Array | None:
-        return None if slope is None else product_over_rows(rows, slope.astype(x.dtype))
+    x_turned = turned(x)
+
+    def of(slope: Array | None) -> Array | None:
+        return None if slope is None else product_over_rows(x_turned, slope.astype(x.dtype))
 
     slopes = Weights(
-        up=of(x, d_up),
-        down=of(a.astype(x.dtype), dy),
-        gate=of(x, d_gate),
+        up=of(d_up),
+        down=product_over_rows(turned(a.astype(x.dtype)), dy),
+        gate=of(d_gate),
         up_bias=jnp.sum(d_up, axis=0),
         down_bias=jnp.sum(d_out, axis=0),
         gate_bias=None if d_gate is None else jnp.sum(d_gate, axis=0),
