@@ -9,6 +9,7 @@ Devices are asked for through jax.config and not XLA_FLAGS, so that processes st
 import os
 import pathlib
 import sys
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -25,6 +26,14 @@ import pytest
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure(config):
+    """One folder of compiled programs for all processes that the tests of all workers start."""
+    if "MOEJAX_TEST_PROGRAMS" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="moejax-programs-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["MOEJAX_TEST_PROGRAMS"] = folder.name
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def test_a_run_is_judged_from_the_command_line(tmp_path):
     run, bare = tmp_path / "run", tmp_path / "bare"
 
     def call(script, *arguments, devices=2):
-        return small.finish(small.start(script, *arguments, devices=devices, cache=tmp_path / "cache"))
+        return small.finish(small.start(script, *arguments, devices=devices))
 
     code, out, err = call("train", *small.flags(tmp_path, **options), f"--workdir={run}", "--json")
     assert code == 0, err

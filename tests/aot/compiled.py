@@ -50,7 +50,7 @@ def mesh_of(case):
 
 
 def compiled(case):
-    """Collectives forward, and forward and backward."""
+    """Collectives forward, and forward and backward, or of the `parts` of the case alone."""
     on = mesh_of(case)
     moe = config.MoE(**case["moe"])
 
@@ -68,8 +68,9 @@ def compiled(case):
         return jnp.sum(jnp.square(y.astype(jnp.float32)))
 
     with jax.set_mesh(on):
-        found = {}
-        for name, step in (("forward", loss), ("both", jax.grad(loss, argnums=(0, 1)))):
+        found, steps = {}, {"forward": loss, "both": jax.grad(loss, argnums=(0, 1))}
+        for name in case.get("parts", steps):
+            step = steps[name]
             program = jax.jit(step).lower(*arguments(moe, on)).compile()
             text, found[f"{name} bytes"] = program.as_text(), program.memory_analysis().temp_size_in_bytes
             found[name] = [[c.kind, c.dtype, c.shapes[0], c.name, c.bytes, c.devices] for c in collectives.of(text)]

@@ -82,7 +82,8 @@ def policies():
     """Two scanned layers under every policy, through an exchange of capacity buffers and one of rows."""
     moe = {"scatter": SCATTER, "ragged": RAGGED}
     eight = {"topology": "v5p:2x2x2", "mesh": {"expert": 8}}
-    cases = {(t, policy): eight | {"moe": moe[t], "remat": policy} for t in moe for policy in POLICIES}
+    both = eight | {"parts": ["both"]}
+    cases = {(t, policy): both | {"moe": moe[t], "remat": policy} for t in moe for policy in POLICIES}
     return aot.run("compiled.py", cases)
 
 

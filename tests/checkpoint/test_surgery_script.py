@@ -16,7 +16,7 @@ STILL = {"train.steps": 1, "train.warmup": 0, "train.learning_rate": 1e-12, "tra
 def test_upcycled_from_the_command_line(tmp_path):
     """The first evaluation of the new run is the last of the old one; training goes on from step 0; a used workdir is refused."""
     folder = small.prepared(tmp_path / "text")
-    call = lambda script, *arguments: small.finish(small.start(script, *arguments, cache=tmp_path / "cache"))  # noqa: E731
+    call = lambda script, *arguments: small.finish(small.start(script, *arguments))  # noqa: E731
     old, new = tmp_path / "dense", tmp_path / "new run"
     code, out, err = call("train", *small.flags(folder, **DENSE), f"--workdir={old}", "--json")
     assert code == 0, err

@@ -25,7 +25,7 @@ def start(text, workdir, different=None, number=2, devices=2, **options):
     joined += [f"--coordinator=localhost:{port}", f"--processes={number}"] if number > 1 else []
     of = [OPTIONS | options for _ in range(number)]
     of[-1] |= different or {}
-    cache = text.parent / "compiled"
+    cache = small.PROGRAMS or text.parent / "compiled"
     return [
         small.start("train", *small.flags(text, **of[i]), *joined, f"--process={i}", devices=devices, cache=cache)
         for i in range(number)

@@ -243,16 +243,20 @@ def flags(folder: pathlib.Path, **options: Any) -> list[str]:
     return ["--config=configs/tiny.py", *(f"--config.{name}={value}" for name, value in chosen.items())]
 
 
+PROGRAMS = pathlib.Path(os.environ["MOEJAX_TEST_PROGRAMS"]) if "MOEJAX_TEST_PROGRAMS" in os.environ else None
+"""Where processes that tests start keep compiled programs for each other; conftest.py makes it."""
+
+
 def start(
-    script: str, *arguments: str, devices: int = 1, cache: pathlib.Path | None = None, quick: bool = True
+    script: str, *arguments: str, devices: int = 1, cache: pathlib.Path | None = PROGRAMS, quick: bool = True
 ) -> subprocess.Popen:
-    """A script of scripts/, as a user starts it; with `cache`, programs are compiled once for several processes."""
+    """A script of scripts/, as a user starts it; programs in `cache` are not compiled again."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "COLUMNS")} | {"JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     if quick:
         environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     if cache is not None:
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     pipe = subprocess.PIPE
     command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)

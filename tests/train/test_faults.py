@@ -20,7 +20,7 @@ SPIKY = {"train.spike": 1.03, "train.steps": 36, "train.warmup": 1, "faults.bad_
 
 def start(text, workdir, **options):
     flags = small.flags(text, **OPTIONS | options)
-    return small.start("train", *flags, f"--workdir={workdir}", cache=text.parent / "compiled")
+    return small.start("train", *flags, f"--workdir={workdir}")
 
 
 def run(text, workdir, **options):
@@ -60,7 +60,7 @@ def stopped_in_evaluation(text, work):
 
 
 def stopped_in_compilation(text, work):
-    process = small.start("train", *small.flags(text, **OPTIONS), f"--workdir={work}", quick=True)
+    process = small.start("train", *small.flags(text, **OPTIONS), f"--workdir={work}", cache=None)
     when(process, lambda: (work / "run.json").exists())
     process.send_signal(signal.SIGTERM)
     return small.finish(process), run(text, work)

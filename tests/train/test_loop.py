@@ -48,7 +48,7 @@ ROUTING = [*(f"{kind}{step:08d}.npz" for step in (20, 40, 60) for kind in ("", "
 
 def command(folder, workdir, options):
     flags = [flag.format(tmp=folder.parent) for flag in small.flags(folder, **OPTIONS | options)]
-    return small.start("train", *flags, f"--workdir={workdir}", cache=folder.parent / "compiled")
+    return small.start("train", *flags, f"--workdir={workdir}")
 
 
 def interrupted(folder, workdir):
