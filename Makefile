@@ -47,8 +47,8 @@ test-fast: $(STAMP)
 # What CI runs on its second lane: the batteries, and some of the slow tests: eight devices, several processes, checkpoints.
 test-second: test-fast
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not soak" --durations 10 \
-	  tests/data tests/mesh/test_layer.py tests/mesh/test_equal_training.py tests/hosts/test_processes.py \
-	  tests/checkpoint/test_manager.py tests/checkpoint/test_convert_script.py tests/models
+	  tests/data tests/mesh/test_equal_training.py tests/hosts/test_processes.py \
+	  tests/checkpoint/test_manager.py tests/models
 
 # Published families against the implementation they are published with, in an environment that has it: PYTHON must be 3.11.
 parity: $(PARITY)/.installed
