@@ -111,7 +111,8 @@ class Checkpoints:
             self.wait()
 
     def restore(self, step: int, template: Any) -> tuple[Any, Extra]:
-        """The state of `step` with the structure and the shardings of `template`, and what was saved beside it.
+        """The state of `step` with the structure and the shardings of `template`, and what was saved beside it. Waits for a save that
+        this one began.
 
         Raises DamagedError where the files cannot be read as written, or an array is not the one that was saved.
         """
@@ -150,6 +151,7 @@ class Checkpoints:
     def _beside(self, step: int, asked: dict[str, Any], part: bool = False) -> dict[str, Any]:
         """What was saved beside the arrays. A state of other arrays than asked for, or with `part` without one of them, is no damage:
         UserError."""
+        self.wait()
         wanted = {name: (x.shape, str(x.dtype)) for name, x in asked.items()}
         found, saved, reason = None, {}, "another host could not read it"
         try:
