@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
@@ -18,6 +18,24 @@ from moejax.errors import ConfigError, DamagedError, DivergedError, PreemptedErr
 
 T = TypeVar("T")
 KNOWN = (UserError, DivergedError, DamagedError, SaveError, PreemptedError)
+
+
+class FloatOrNone(flags.FloatParser):
+    """A number, or None for an option that may be without; `config.resolve` refuses it for others."""
+
+    def convert(self, argument: str | float) -> Any:
+        return None if argument == "None" else super().convert(argument)
+
+
+class IntegerOrNone(flags.IntegerParser):
+    """The same for whole numbers."""
+
+    def convert(self, argument: str | int) -> Any:
+        return None if argument == "None" else super().convert(argument)
+
+
+config_flags.register_flag_parser_for_type(float, FloatOrNone())
+config_flags.register_flag_parser_for_type(int, IntegerOrNone())
 
 
 def fail(error: Exception) -> int:
@@ -75,6 +93,18 @@ def parse(argv: list[str], *, known_only: bool = False) -> list[str]:
 def config_flag() -> flags.FlagHolder:
     """--config=FILE.py[:VARIANT], with --config.key=value for any option."""
     return config_flags.DEFINE_config_file("config", None, "experiment file, with --config.key=value for any option")
+
+
+def config_file(name: str = "config") -> str:
+    """FILE.py[:VARIANT] of the flag, as it was written."""
+    if flags.FLAGS[name].value is None:
+        raise ConfigError("--config is missing; for example --config=configs/tiny.py")
+    return config_flags.get_config_filename(flags.FLAGS[name])
+
+
+def overrides(argv: list[str], name: str = "config") -> list[str]:
+    """--config.key=value of a command line, as they were written."""
+    return [argument for argument in argv if argument.lstrip("-").startswith(f"{name}.")]
 
 
 def tree(flag: flags.FlagHolder) -> ml_collections.ConfigDict:

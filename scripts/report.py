@@ -3,12 +3,14 @@
 Example: python scripts/report.py --workdir=runs/tiny_sparse --workdir=runs/tiny_dense
 
 The first run is compared with each other one. The page is report.html in the first workdir, or --out. With --json the
-numbers are printed as JSON and nothing else, and a page is written only to --out.
+numbers are printed as JSON and nothing else, and a page is written only to --out. With --watch the page is made again
+while the runs go on, and an open one shows it.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from absl import flags
@@ -19,22 +21,35 @@ from moejax.report import runs, table
 
 WORKDIR = flags.DEFINE_multi_string("workdir", None, "folder of a run of scripts/train.py; again for each further run")
 OUT = flags.DEFINE_string("out", None, "the page; report.html in the first workdir if not given")
+WATCH = flags.DEFINE_integer(
+    "watch", 0, "seconds between looks at runs that go on, until all have ended; 0 for one look", lower_bound=0
+)
 JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON and nothing else")
 
 
 def main() -> None:
     if not WORKDIR.value:
         raise UserError("--workdir is missing; for example --workdir=runs/tiny_sparse")
-    found = runs.load_all([Path(folder).expanduser() for folder in WORKDIR.value])
-    print(json.dumps(table.numbers(found), indent=2) if JSON.value else table.text(found))
+    folders = [Path(folder).expanduser() for folder in WORKDIR.value]
+    found = _shown(folders)
+    while WATCH.value and not all(run.finished for run in found):
+        time.sleep(WATCH.value)
+        found = _shown(folders)
+
+
+def _shown(folders: list[Path]) -> list[runs.Run]:
+    """The runs as they are now, in a table and a page."""
+    found = runs.load_all(folders)
+    print(json.dumps(table.numbers(found), indent=2) if JSON.value else table.text(found), flush=True)
     if JSON.value and OUT.value is None:
-        return
+        return found
     from moejax.report import page  # matplotlib is an extra, and the table does not need it
 
     out = Path(OUT.value).expanduser() if OUT.value is not None else found[0].path / "report.html"
-    page.write(found, out)
+    page.write(found, out, refresh=0 if all(run.finished for run in found) else WATCH.value)
     if not JSON.value:
-        print(f"the pictures are in {out}")
+        print(f"the pictures are in {out}", flush=True)
+    return found
 
 
 if __name__ == "__main__":

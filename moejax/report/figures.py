@@ -17,9 +17,10 @@ except ModuleNotFoundError as error:
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-__all__ = ["MaxNLocator", "TwoSlopeNorm", "drawing", "grid", "panels", "png", "style_of", "svg"]
+__all__ = ["MaxNLocator", "TwoSlopeNorm", "drawing", "grid", "legend", "line", "panels", "png", "style_of", "svg"]
 
 INK = "#7f7e7d"
 """Text and lines: replaced by the page's own colour, this grey elsewhere; readable on white and on black."""
@@ -98,3 +99,15 @@ def svg(figure: Figure, name: str) -> str:
 def style_of(index: int) -> dict[str, str]:
     """Colour and dashes of the index-th run: told apart without colour too."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+
+
+def line(index: int) -> Line2D:
+    """What stands for the index-th run in a legend."""
+    return Line2D([], [], linewidth=1.5, **style_of(index))
+
+
+def legend(figure: Figure, axes: Any, columns: int = 1) -> None:
+    """What the lines of the axes are, under them: names of runs are long."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)

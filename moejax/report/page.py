@@ -1,46 +1,15 @@
-"""report.html: one file that needs no network, for light and dark, for a phone and a desk."""
+"""report.html: one file that needs no network. What stands in it, in order."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from moejax.errors import UserError
-from moejax.report import goodput, health, pictures, table
+from moejax.report import goodput, pictures, routing, settings, spent, style, table, tokens, watched
 from moejax.report.runs import Run
-
-CSS = """
-:root { color-scheme: light dark; --ink: #333; --strong: #111; --page: #fff; --rule: #ccc; --shade: #f4f4f2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ccc; --strong: #f2f2f2; --page: #16181b; --rule: #45494e; --shade: #1f2226; }
-}
-body { margin: 0 auto; padding: 1rem; max-width: 72rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
-  background: var(--page); }
-h1, h2, h3, th, b { color: var(--strong); }
-h2 { margin-top: 2.5rem; border-top: 1px solid var(--rule); padding-top: 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: pre-wrap; }
-.words td, .words th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.words td:first-child { white-space: nowrap; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 2rem; }
-figure { margin: 0; }
-figure svg { width: 100%; height: auto; max-width: 34rem; }
-svg text { font-family: system-ui, sans-serif !important; }
-figcaption, .note { font-size: .9rem; }
-@media (max-width: 40rem) {
-  table { font-size: .8rem; }
-  th, td { padding: .25rem .35rem; }
-  th:first-child, td:first-child { min-width: 7rem; }
-  th:not(:first-child) { white-space: normal; }
-}
-code, pre { font-size: .85rem; overflow-wrap: anywhere; }
-pre { background: var(--shade); padding: 1rem; overflow-x: auto; }
-"""
 
 BY_STEP = (
     "<b>What a step teaches.</b> Lower is better; markers are a fixed part of the held-out rows, the thin line is the "
@@ -50,78 +19,80 @@ BY_TIME = (
     "<b>What a second buys.</b> At equal time the lower run is ahead; the line is a fixed part of the held-out rows "
     "and the diamond all of them, so the two need not meet."
 )
-LABELS = (
-    "<b>Which experts take which label.</b> Rows that differ mean experts that specialise; NMI is the mutual "
-    "information of expert and label over the smaller entropy (1: one determines the other), beside the same with "
-    "experts drawn without regard to the label."
-)
-LOAD = (
-    "<b>Load.</b> White is the fair share, orange more, purple less; the darkest purple is an expert without a token."
-)
+SECTIONS = "<b>Where the time went.</b> Shares are of the run's known time; what is not in steps is not learning."
+STEP_TIME = "<b>Step time.</b> Between two lines of the log, without evaluation and saving."
+MEMORY = "<b>Memory.</b> The largest so far; a device only where its backend tells it."
 
 
-def html(runs: Sequence[Run]) -> str:
-    """The whole page."""
-    title = escape(" and ".join(run.name for run in runs))
-    plans = "".join(
-        f"<p><b>{escape(run.name)}</b><br>{escape(str(run.facts.get('plan', 'no run.json')))}</p>" for run in runs
-    )
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes(runs))
-    results = _table(["", *table.header(runs)], ([row.title, *row.cells()] for row in table.rows(runs)))
-    charts = _figure(pictures.by_step(runs), BY_STEP) + _figure(pictures.by_time(runs), BY_TIME)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{CSS}</style></head><body>\n"
-        f"<h1>{title}</h1>{plans}\n<h2>Results</h2>{results}{notes}\n"
-        f'<h2>Learning</h2><div class="grid">{charts}</div>\n'
-        + "".join(_routing(run, f"run{i}") for i, run in enumerate(runs))
-        + f"\n{_configs(runs)}\n{_versions(runs)}\n</body></html>\n"
-    )
+def html(runs: Sequence[Run], refresh: int = 0) -> str:
+    """The whole page; it loads itself again every `refresh` seconds, 0 for never."""
+    title = " and ".join(run.name for run in runs)
+    parts = [
+        f"<h1>{escape(title)}</h1>{_plans(runs)}",
+        _results(runs),
+        _learning(runs),
+        *routing.sections(runs),
+        _time(runs),
+        _configs(runs),
+        _versions(runs),
+    ]
+    return style.page(title, "\n".join(parts), tokens.CSS, refresh)
 
 
-def write(runs: Sequence[Run], out: Path) -> None:
+def write(runs: Sequence[Run], out: Path, refresh: int = 0) -> None:
     """Writes the page; raises UserError where that is not possible."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html(runs), encoding="utf-8")
+        out.write_text(html(runs, refresh), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
 
 
-def _routing(run: Run, name: str) -> str:
-    """Who goes where, of one run; empty for a dense one."""
-    loads = "".join(_figure(svg, LOAD) for svg in pictures.load_maps(run, f"{name}-load"))
-    panels = "".join(_figure(panel.svg) for panel in pictures.label_panels(run, f"{name}-labels"))
-    if not loads and not panels:
-        return ""
-    source = "all held-out rows" if run.routing_from == "heldout" else f"the training batch of {run.routing_from}"
-    labels = f'<p>{LABELS}</p><div class="grid">{panels}</div>' if panels else ""
-    head = f'<h2>Routing of {escape(run.name)}</h2><p class="note">From {source}.</p>'
-    rows = health.lines(run)
-    state = f'{_table(health.HEAD, rows)}<p class="note">{health.CAPTION}</p>' if rows else ""
-    noticed = "".join(f"<li>{escape(note)}</li>" for note in health.notes(run))
-    said = f'<ul class="note">{noticed}</ul>' if noticed else ""
-    return f'{head}{state}<div class="grid">{loads}</div>{labels}{said}'
+def _plans(runs: Sequence[Run]) -> str:
+    return "".join(
+        f"<p><b>{escape(run.name)}</b><br>{escape(str(run.facts.get('plan', 'no run.json')))}</p>" for run in runs
+    )
+
+
+def _results(runs: Sequence[Run]) -> str:
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes(runs))
+    results = style.table(["", *table.header(runs)], ([row.title, *row.cells()] for row in table.rows(runs)))
+    return f"<h2>Results</h2>{results}{notes}"
+
+
+def _learning(runs: Sequence[Run]) -> str:
+    charts = style.figure(pictures.by_step(runs), BY_STEP) + style.figure(pictures.by_time(runs), BY_TIME)
+    seen = style.figure(watched.charts(runs))
+    still = watched.quiet(runs)
+    zero = f'<p class="note">0 throughout: {escape("; ".join(still))}.</p>' if still else ""
+    return f'<h2>Learning</h2><div class="grid">{charts}</div><h3>Watched in training</h3><div class="scroll">{seen}</div>{zero}'
+
+
+def _time(runs: Sequence[Run]) -> str:
+    charts = (
+        style.figure(spent.sections(runs), SECTIONS)
+        + style.figure(spent.step_time(runs), STEP_TIME)
+        + style.figure(spent.memory(runs), MEMORY)
+    )
+    said = "".join(f"<li>{escape(run.name)}: {escape(goodput.sentence(run.events))}</li>" for run in runs)
+    return f'<h2>Time and memory</h2><ul class="note">{said}</ul><div class="grid">{charts}</div>'
 
 
 def _configs(runs: Sequence[Run]) -> str:
-    """How the configs differ, and each in full."""
-    flat = [dict(_flat(run.config)) for run in runs]
-    keys = [
-        key for key in dict.fromkeys(key for tree in flat for key in tree) if len({tree.get(key) for tree in flat}) > 1
-    ]
+    """How the configs differ from each other and from the default, and each in full."""
+    between, together = settings.differing(runs)
     names = [run.name for run in runs]
-    differing = ""
-    if len(runs) > 1:
-        lines = ([key, *(tree.get(key, table.NONE) for tree in flat)] for key in keys)
-        differing = _table(["differs", *names], lines, "words") if keys else "<p>The configs are the same.</p>"
+    told = style.table(["the runs differ in", "default", *names], between, "words") if between else ""
+    if len(runs) > 1 and not between:
+        told = "<p>The configs are the same.</p>"
+    shared = [line[:3] for line in together]
+    changed = style.table(["not the default", "default", "here"], shared, "words") if shared else ""
     full = "".join(
         f"<details><summary>{escape(run.name)}, in full</summary>"
         f"<pre>{escape(json.dumps(run.config, indent=2))}</pre></details>"
         for run in runs
     )
-    return f"<h2>Config</h2>{differing}{full}"
+    return f"<h2>Config</h2>{told}{changed}{full}"
 
 
 def _versions(runs: Sequence[Run]) -> str:
@@ -133,33 +104,10 @@ def _versions(runs: Sequence[Run]) -> str:
         known = {"workdir": str(run.path), "python": run.facts.get("python"), "devices": counts}
         known |= {"processes": run.facts.get("processes"), "data hash": run.facts.get("data_hash")}
         known |= run.facts.get("versions", {})
-        known["time"] = goodput.sentence(run.events)
         told = (" ".join(map(str, event.values())) for event in goodput.happened(run.events))
         known["events"] = "; ".join(told) or "none"
         facts.append({key: str(value or table.NONE) for key, value in known.items()})
     lines = (
         [key, *(known.get(key, table.NONE) for known in facts)] for key in dict.fromkeys(k for f in facts for k in f)
     )
-    return f"<h2>Versions</h2>{_table(['', *(run.name for run in runs)], lines, 'words')}"
-
-
-def _flat(tree: Any, path: str = "") -> Iterable[tuple[str, str]]:
-    """`model.moe.top_k`, `2` of every option."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{path}.{key}" if path else key)
-    else:
-        yield path, json.dumps(tree)
-
-
-def _figure(svg: str, caption: str = "") -> str:
-    """A picture; `caption` is trusted text of this file."""
-    return f"<figure>{svg}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>\n"
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]], kind: str = "") -> str:
-    columns = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
-    return (
-        f'<div class="wide"><table class="{kind}"><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f"<h2>Versions</h2>{style.table(['', *(run.name for run in runs)], lines, 'words')}"

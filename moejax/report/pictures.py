@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moejax.report import figures, specialisation
+from moejax.report.layers import chosen
 from moejax.report.runs import Curve, Run
 
 CHART = (5.2, 3.4)
@@ -24,12 +25,12 @@ def by_step(runs: Sequence[Run], name: str = "by-step") -> str:
             style = figures.style_of(i)
             if (curve := run.curves.get("train/bits_per_byte")) is not None:
                 smooth = smoothed(curve)
-                axes.plot(*smooth, **style, linewidth=1.1, alpha=0.85, label=f"{run.name}, training, smoothed")
+                axes.plot(*smooth, **style, linewidth=1.1, alpha=0.85)
                 shown.append(smooth.value[len(smooth.value) // 10 :])
             if (curve := run.curves.get(f"eval/{BITS_KEY}")) is not None:
-                axes.plot(*curve, **style, linewidth=2, marker="o", markersize=4, label=f"{run.name}, held-out part")
+                axes.plot(*curve, **style, linewidth=2, marker="o", markersize=4, label=run.name)
                 shown.append(curve.value)
-        _frame(axes, "training step", shown)
+        _frame(figure, axes, "training step", shown)
         axes.xaxis.set_major_locator(figures.MaxNLocator(integer=True, nbins=7))
         return figures.svg(figure, name)
 
@@ -44,17 +45,15 @@ def by_time(runs: Sequence[Run], name: str = "by-time") -> str:
                 continue
             if (curve := run.curves.get(f"eval/{BITS_KEY}")) is not None:
                 seconds = run.seconds_at(curve.step)
-                axes.plot(
-                    seconds, curve.value, **style, linewidth=2, marker="o", markersize=4, label=f"{run.name}, part"
-                )
+                axes.plot(seconds, curve.value, **style, linewidth=2, marker="o", markersize=4, label=run.name)
                 shown.append(curve.value)
             if (final := run.heldout.get(f"heldout/{BITS_KEY}")) is not None:
                 axes.plot(
                     run.clock.value[-1], final, color=style["color"], linestyle="none", marker="D", markersize=8,
-                    markeredgecolor=figures.INK, label=f"{run.name}, all: {final:.3f}",
+                    markeredgecolor=figures.INK, label=f"all: {final:.3f}",
                 )  # fmt: skip
                 shown.append(np.array([final]))
-        _frame(axes, "training time [s], without compilation, evaluation and saving", shown)
+        _frame(figure, axes, "training time [s], without compilation, evaluation and saving", shown)
         axes.set_xlim(left=0)
         return figures.svg(figure, name)
 
@@ -71,14 +70,25 @@ class Panel:
 
 def label_panels(run: Run, name: str) -> list[Panel]:
     """A heat map per sparse layer of the share of each label's assignments that each expert takes; one colour scale."""
-    tables = [(kind, i, table) for kind, sums in run.routing.items() for i, table in enumerate(sums.get("labels", ()))]
-    top = max((specialisation.shares(table).max() for _, _, table in tables), default=1.0)
-    return [_label_panel(run, f"{name}-{kind}-{i}", f"{kind} layer {i}", table, top) for kind, i, table in tables]
+    found = []
+    for kind, sums in run.routing.items():
+        tables = list(sums.get("labels", ()))
+        labels = run.labels if tables and len(run.labels) == len(tables[0]) else []
+        names = labels or [f"label {i}" for i in range(len(tables[0]) if tables else 0)]
+        found += panels(f"{name}-{kind}", kind, names, tables, "preferred label")
+    return found
 
 
-def _label_panel(run: Run, name: str, title: str, table: np.ndarray, top: float) -> Panel:
+def panels(name: str, kind: str, rows: list[str], tables: Sequence[np.ndarray], order: str = "row") -> list[Panel]:
+    """A heat map per layer (some of many) of the share of each row's assignments that each expert takes, from tables [rows, E]; one
+    colour scale."""
+    top = max((specialisation.shares(table).max() for table in tables), default=1.0)
+    shown = chosen(len(tables)) if tables else []
+    return [_panel(f"{name}-{i}", f"{kind} layer {i}", rows, tables[i], top, order) for i in shown]
+
+
+def _panel(name: str, title: str, rows: list[str], table: np.ndarray, top: float, by: str) -> Panel:
     order = specialisation.order(table)
-    labels = run.labels if len(run.labels) == len(table) else [f"label {i}" for i in range(len(table))]
     information = specialisation.normalized_information(table)
     control = specialisation.normalized_information(specialisation.shuffled(table))
     with figures.drawing(5.2, 1.1 + 0.28 * len(table)) as (figure, axes):
@@ -87,8 +97,8 @@ def _label_panel(run: Run, name: str, title: str, table: np.ndarray, top: float)
             shares, aspect="auto", interpolation="none", cmap="cividis", vmin=0, vmax=max(100 * top, 1e-9)
         )
         axes.set_title(f"{title}: NMI {information:.3f} (shuffled {control:.3f})")
-        axes.set_yticks(range(len(table)), labels)
-        axes.set_xlabel("expert, ordered by preferred label")
+        axes.set_yticks(range(len(table)), rows)
+        axes.set_xlabel(f"expert, ordered by {by}")
         _expert_ticks(axes, order)
         figure.colorbar(image, ax=axes, label="share [%]", pad=0.02)
         return Panel(title, figures.svg(figure, name), information, control)
@@ -123,7 +133,7 @@ def smoothed(curve: Curve) -> Curve:
     )
 
 
-def _frame(axes: Any, x: str, shown: list[Float[np.ndarray, "_"]]) -> None:
+def _frame(figure: Any, axes: Any, x: str, shown: list[Float[np.ndarray, "_"]]) -> None:
     """Axes of a chart of bits per byte, as high as what was learned after the first tenth."""
     axes.set(xlabel=x, ylabel=BITS)
     axes.grid(True)
@@ -132,10 +142,10 @@ def _frame(axes: Any, x: str, shown: list[Float[np.ndarray, "_"]]) -> None:
     if len(values):
         margin = 0.06 * (values.max() - values.min()) or 0.1
         axes.set_ylim(values.min() - margin, values.max() + margin)
-        axes.legend()
+        figures.legend(figure, axes, 2)
 
 
 def _expert_ticks(axes: Any, order: np.ndarray) -> None:
     """Expert ids under the columns, every one where there is room."""
-    every = -(-len(order) // 24)
+    every = -(-len(order) // (24 if len(order) < 100 else 16))
     axes.set_xticks(range(0, len(order), every), [str(expert) for expert in order[::every]], fontsize=8)

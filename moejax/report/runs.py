@@ -47,6 +47,8 @@ class Run:
     routing_from: str
     """`heldout`, the step, or empty."""
     events: list[Line]
+    timing: dict[str, Curve] = dataclasses.field(default_factory=dict)
+    """Seconds per step and memory by name, as in timing.jsonl."""
 
     @property
     def labels(self) -> list[str]:
@@ -108,13 +110,16 @@ def load(path: Path) -> Run:
     lines = _lines(path / "metrics.jsonl")
     if not lines:
         raise UserError(f"workdir {path} has logged no step of {planned} yet; wait for the first line of metrics.jsonl")
-    clock, median = _clock(_lines(path / "timing.jsonl"))
+    timing = _lines(path / "timing.jsonl")
+    clock, median = _clock(timing)
     routing, routing_from = _routing(path / "routing")
     final = [line for line in lines if _is_final(line)]
     heldout = {key: value for key, value in final[-1].items() if key != "step"} if final else {}
     curves = _curves([line for line in lines if not _is_final(line)])
     events = _read(path / "events.jsonl")
-    return Run(path, name, config, facts, curves, heldout, clock, median, routing, routing_from, events)
+    return Run(
+        path, name, config, facts, curves, heldout, clock, median, routing, routing_from, events, _curves(timing)
+    )
 
 
 def load_all(paths: Sequence[Path]) -> list[Run]:

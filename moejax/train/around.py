@@ -1,8 +1,10 @@
-"""Round the loop: a stopwatch, a profile of chosen steps."""
+"""Round the loop: a stopwatch, how much memory it took, a profile of chosen steps."""
 
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +46,15 @@ class Stopwatch:
             return {}
         self.tokens_per_second = steps * tokens_per_step / seconds
         return {"seconds_per_step": seconds / steps, "tokens_per_second": self.tokens_per_second}
+
+
+def memory() -> Numbers:
+    """Largest bytes so far: of this process, and of the fullest device where the backend tells it."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) counts in kilobytes, but for macOS
+    found = {"host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    return found | ({"device_peak_bytes": max(peaks)} if peaks else {})
 
 
 class Profile:

@@ -59,7 +59,8 @@ class Evaluator:
 
     def probe(self, state: TrainState) -> dict[str, np.ndarray]:
         """Experts of the first `data.batch` held-out rows, the same at every evaluation and on every mesh: experts [layers, tokens,
-        choices], -1 where there is none, and valid [tokens]. Empty where choices do not lie token by token, or nothing is sparse."""
+        choices], -1 where there is none; and tokens, labels, rows, positions, valid [tokens]. Empty where choices do not lie token by
+        token, or nothing is sparse."""
         cfg: config.Config = self._built.config
         moe = cfg.model.moe
         host, batch = next(self._batches(None))
@@ -67,10 +68,13 @@ class Evaluator:
         if not recorded or not routers.ROUTERS[moe.router].token_choice:
             return {}
         routed = metrics.to_host(recorded["sparse"])
-        valid = assignment.group(host["valid"][: cfg.data.batch], moe)
-        chosen = np.where(routed.asked, routed.expert, -1)[:, : len(valid)]
-        experts = chosen.reshape(len(chosen), valid.size, -1)
-        return {"experts": experts.astype(np.int32), "valid": valid.reshape(-1)}
+        rows, positions = np.indices((cfg.data.batch, cfg.data.context), np.int32)
+        facts = {name: host[name][: cfg.data.batch] for name in ("tokens", "labels", "valid")}
+        facts |= {"rows": rows, "positions": positions}
+        facts = {name: assignment.group(x, moe).reshape(-1) for name, x in facts.items()}
+        chosen = np.where(routed.asked, routed.expert, -1)[:, : assignment.group(rows, moe).shape[0]]
+        experts = chosen.reshape(len(chosen), rows.size, -1)
+        return {"experts": experts.astype(np.int32), **facts}
 
     def _batches(self, limit: int | None) -> Iterator[tuple[Arrays, Batch]]:
         """The rows, and those of them that are this process's on the mesh."""

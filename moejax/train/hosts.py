@@ -92,6 +92,16 @@ class Stop:
 def stop_signal() -> Iterator[Stop]:
     """SIGTERM and Ctrl-C ask the run to save and stop; more of them change nothing, but a second Ctrl-C of a single process stops at
     once. With several processes SIGTERM of any of them stops all (jax's coordination service listens for it)."""
+    if jax.process_count() > 1:
+        yield Stop()
+        return
+    with signalled() as stop:
+        yield stop
+
+
+@contextmanager
+def signalled() -> Iterator[Stop]:
+    """The same for a process that is not one of several; asks no device."""
     stop = Stop()
 
     def ask(number: int, frame: Any) -> None:
@@ -99,9 +109,6 @@ def stop_signal() -> Iterator[Stop]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    if jax.process_count() > 1:
-        yield stop
-        return
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop

@@ -78,6 +78,13 @@ class Lease:
             self._file.unlink(missing_ok=True)
 
 
+def alive(folder: Path, patience: float = 0.0) -> bool:
+    """Whether a run that is alive holds the folder. One of another machine is watched for `patience` seconds, else it
+    counts as dead."""
+    held = _read(folder / FILE)
+    return held is not None and _alive(held, folder / FILE, patience)
+
+
 def _alive(held: dict[str, Any], file: Path, patience: float) -> bool:
     """A process of this machine is looked up; one of another is watched."""
     own = _self()

@@ -19,7 +19,7 @@ from moejax.data import batches
 from moejax.data.pipeline import Stream, Windows, position, require_windows
 from moejax.errors import DamagedError, DivergedError, PreemptedError, UserError
 from moejax.train import faults, guard, hosts, metrics, recordings, state, step, watch
-from moejax.train.around import Profile, Stopwatch
+from moejax.train.around import Profile, Stopwatch, memory
 from moejax.train.evaluate import Evaluator, StoppedError
 from moejax.train.metrics import Numbers
 from moejax.train.progress import Reporter
@@ -162,7 +162,7 @@ class Run:
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         self.files.log(self.done, finite | metrics.of_state(kept) | self.alarm.sound(kept, self.done))
         lap = self.clock.lap(self.done, cfg.data.batch * cfg.data.context)
-        self.files.log(self.done, lap, "timing.jsonl")
+        self.files.log(self.done, lap | memory(), "timing.jsonl")
         self.reporter.step(self.done, numbers, self.clock.tokens_per_second)
         return host["guard"]
 

@@ -93,7 +93,7 @@ class Workdir:
             kept = [line for line in read_lines(file) if line["step"] <= step and not _is_final(line)]
             _replace(file, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def log(self, step: int, numbers: dict[str, float], file: str = "metrics.jsonl") -> None:
+    def log(self, step: int, numbers: dict[str, float | int], file: str = "metrics.jsonl") -> None:
         """One line of named numbers, also to TensorBoard."""
         if not self.primary:
             return

@@ -1,0 +1,42 @@
+"""Experts at equal active FLOPs: 1 to 64 of them in the default experiment, and its dense twin for up to twice the steps.
+
+python scripts/sweep.py --config=configs/sweeps/experts.py --engine=local --workdir=runs/experts --at_once=2
+python scripts/sweep.py --config=configs/sweeps/experts.py --workdir=runs/experts --collect --x=model.moe.num_experts --picture=experts.png
+
+A token always visits a hidden width of 192: two experts of 96, or the one of 192 where there is one. The dense twin's longer
+runs say what the time that a sparse step takes longer would have bought it. Two cores without an accelerator, two runs at a
+time: an hour and a half for three seeds; docs/experiments.md has what came out.
+"""
+
+import importlib.util
+import pathlib
+
+import ml_collections
+
+SEEDS = (0, 1, 2)
+EXPERTS = (1, 2, 4, 8, 16, 32, 64)
+STEPS = (800, 1000, 1200, 1600)
+ONE = {"top_k": 1, "hidden": 192, "gate_scale": 1.0, "renormalize": False}
+ONE = {f"model.moe.{key}": value for key, value in ONE.items()}
+"""A single expert, whose gate is 1."""
+
+
+def get_config() -> ml_collections.ConfigDict:
+    return _tiny("sparse")
+
+
+def sweep(add):
+    for seed in SEEDS:
+        seeds = {"train.seed": seed, "data.seed": seed}
+        for experts in EXPERTS:
+            add({"model.moe.num_experts": experts}, **(ONE if experts == 1 else {}), **seeds)
+        for steps in STEPS:
+            add({"model.pattern": ("attention+dense",), "train.steps": steps}, **seeds)
+
+
+def _tiny(variant: str) -> ml_collections.ConfigDict:
+    file = pathlib.Path(__file__).parents[1] / "tiny.py"
+    spec = importlib.util.spec_from_file_location("tiny", file)
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    return tiny.get_config(variant)
