@@ -9,11 +9,12 @@ LOCK := requirements/$(LANE).lock
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TPU := $(VENV)/.tpu
+DOCS := .venv-docs
 PARITY := .venv-parity
 RUNS ?= runs/tiny
 OPTIONS ?=
 
-.PHONY: venv tpu run test test-fast test-second parity soak lint
+.PHONY: venv tpu run test test-fast test-second parity soak lint docs
 
 venv: $(STAMP)
 
@@ -59,6 +60,17 @@ $(PARITY)/.installed: requirements/parity.lock requirements/py311.lock setup.py
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/parity.lock
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The pages, the README and a reference from docstrings as a site. A broken link, or any other warning, is an error.
+docs: $(DOCS)/.installed
+	rm -rf site
+	$(DOCS)/bin/python -m sphinx -E -W --keep-going -q -d build/doctrees docs site
+	@echo "the pages begin at site/index.html"
+
+$(DOCS)/.installed: requirements/docs.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.lock
 	@touch $@
 
 # The full product of routers, orders, transports and meshes: before a release, or after a change to any of them.

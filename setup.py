@@ -37,6 +37,7 @@ setup(
         "etils[epath]",
         "jaxtyping",
         "numpy",
+        "pyyaml",
         "tensorboardX",
         "rich",
     ],
@@ -46,6 +47,7 @@ setup(
         "text": text,
         "profile": ["xprof", "tensorboard"],
         "tpu": ["jax[tpu]"],
+        "docs": ["sphinx", "myst-parser", "furo"],
         "dev": [*plot, *quant, *text, *tests, "ruff", "pyright"],
     },
 )

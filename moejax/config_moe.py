@@ -40,7 +40,7 @@ class MoE:
     router_bias: bool = False
     """Add a learned bias to the router's logits."""
     gate_at: str = "output"
-    """What gates multiply, a name in moejax.moe.layer.GATE_AT: output (of the expert) or input (as in Llama 4)."""
+    """What gates multiply, a name in moejax.moe.gating.GATE_AT: output (of the expert) or input (as in Llama 4)."""
     renormalize: bool = True
     """Divide the gates of a token by their sum."""
     gate_scale: float = 1.0

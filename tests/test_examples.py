@@ -1,16 +1,16 @@
 """The losses of Jacobs et al. 1991 against NumPy, and the point that the example makes with them."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 
+from moejax import cli
+from moejax.errors import UserError
 from moejax.moe import jacobs
 
-FILE = Path(__file__).parents[1] / "examples" / "jacobs_1991.py"
+FILE = "examples/jacobs_1991.py"
 N, E, O = 5, 3, 2
 BOTH = jacobs.averaged_error, jacobs.competitive_nats
 
@@ -54,14 +54,37 @@ def test_far_targets_stay_finite():
     assert np.isfinite(far).all()
 
 
-def test_experts_divide_the_task_where_averaged_errors_do_not():
+@pytest.fixture
+def example():
+    """The example as a function of its arguments, and as a module."""
+    with pages.script(FILE) as module:
+
+        def run(*arguments):
+            cli.parse([FILE, *arguments])
+            module.main()
+
+        yield run, module
+
+
+def test_experts_divide_the_task_where_averaged_errors_do_not(example):
     """Seeds that the example does not show: competing experts solve nearly every subtask alone, averaged ones not half."""
-    spec = importlib.util.spec_from_file_location("jacobs_1991", FILE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    solved = {name: 0 for name in example.LOSSES}
+    _, module = example
+    solved = {name: 0 for name in module.LOSSES}
     for seed in (100, 101, 102, 103):
-        task = example.cases(seed)
-        for name, loss in example.LOSSES.items():
-            solved[name] += example.outcome(example.train(loss, task, seed, 3000), task).solved
+        task = module.cases(seed)
+        for name, loss in module.LOSSES.items():
+            solved[name] += module.outcome(module.train(loss, task, seed, 3000), task).solved
     assert solved["competitive likelihood"] >= 14 and solved["averaged error"] <= 8
+
+
+def test_the_command_prints_a_row_for_each_loss_and_seed(example, capsys):
+    run, module = example
+    run("--seeds=3,4", "--steps=20")
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("trained on") and len(rows) == 2 * len(module.LOSSES)
+
+
+def test_the_command_says_what_is_wrong(example):
+    run, _ = example
+    with pytest.raises(UserError, match="--seeds=0,x: whole numbers"):
+        run("--seeds=0,x")
