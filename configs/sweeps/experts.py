@@ -1,7 +1,8 @@
 """Experts at equal active FLOPs: 1 to 64 of them in the default experiment, and its dense twin for up to twice the steps.
 
 python scripts/sweep.py --config=configs/sweeps/experts.py --engine=local --workdir=runs/experts --at_once=2
-python scripts/sweep.py --config=configs/sweeps/experts.py --workdir=runs/experts --collect --x=model.moe.num_experts --picture=experts.png
+python scripts/sweep.py --config=configs/sweeps/experts.py --workdir=runs/experts --collect \\
+    --x=model.moe.num_experts --picture=experts.png
 
 A token always visits a hidden width of 192: two experts of 96, or the one of 192 where there is one. The dense twin's longer
 runs say what the time that a sparse step takes longer would have bought it. Two cores without an accelerator, two runs at a

@@ -46,8 +46,9 @@ def _setting(group: list[Row]) -> Row:
     ended = [row["numbers"] for row in group if row["numbers"]]
     common = [key for key in ended[0] if all(key in numbers for numbers in ended)] if ended else []
     values = {key: [numbers[key] for numbers in ended] for key in common}
+    names = {row["name"] for row in group}
     return {
-        "name": name_of(group[0]["overrides"]),
+        "name": names.pop() if len(names) == 1 and len(group) > 1 else name_of(group[0]["overrides"]),
         "overrides": group[0]["overrides"],
         "runs": len(ended),
         "of": len(group),

@@ -170,7 +170,7 @@ def test_a_child_whose_parent_is_gone_does_not_begin(tmp_path):
 
 def row(seed, bits, experts=4):
     overrides = {"model.moe.num_experts": experts, "train.seed": seed, "data.seed": seed}
-    return {"overrides": overrides, "numbers": {"heldout/bits_per_byte": bits} if bits else {}}
+    return {"name": f"seed={seed}", "overrides": overrides, "numbers": {"heldout/bits_per_byte": bits} if bits else {}}
 
 
 def test_seeds_are_taken_together():
