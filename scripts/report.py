@@ -31,25 +31,30 @@ def main() -> None:
     if not WORKDIR.value:
         raise UserError("--workdir is missing; for example --workdir=runs/tiny_sparse")
     folders = [Path(folder).expanduser() for folder in WORKDIR.value]
-    found = _shown(folders)
-    while WATCH.value and not all(run.finished for run in found):
+    while not _shown(folders) and WATCH.value:
         time.sleep(WATCH.value)
-        found = _shown(folders)
 
 
-def _shown(folders: list[Path]) -> list[runs.Run]:
-    """The runs as they are now, in a table and a page."""
-    found = runs.load_all(folders)
+def _shown(folders: list[Path]) -> bool:
+    """The runs as they are now, in a table and a page; whether all have ended. One that is watched may not have begun to log."""
+    try:
+        found = runs.load_all(folders)
+    except runs.NotYetError as error:
+        if not WATCH.value:
+            raise
+        print(error, flush=True)
+        return False
+    ended = all(run.finished for run in found)
     print(json.dumps(table.numbers(found), indent=2) if JSON.value else table.text(found), flush=True)
     if JSON.value and OUT.value is None:
-        return found
+        return ended
     from moejax.report import page  # matplotlib is an extra, and the table does not need it
 
     out = Path(OUT.value).expanduser() if OUT.value is not None else found[0].path / "report.html"
-    page.write(found, out, refresh=0 if all(run.finished for run in found) else WATCH.value)
+    page.write(found, out, refresh=0 if ended else WATCH.value)
     if not JSON.value:
         print(f"the pictures are in {out}", flush=True)
-    return found
+    return ended
 
 
 if __name__ == "__main__":
