@@ -19,6 +19,7 @@ from ml_collections import config_dict
 from moejax.config_attention import Attention, Latent, Rope
 from moejax.config_moe import MoE
 from moejax.config_run import Checkpoint, Faults, Watchdog
+from moejax.config_transfer import Transfer
 from moejax.errors import ConfigError
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class Model:
     width: int = 64
     """D, width of the residual stream."""
     pattern: tuple[str, ...] = ("attention+sparse",)
-    """Layers of one block, each `mixer+channel` with names of moejax.layers.MIXERS and CHANNELS."""
+    """Layers of one block, each `mixer+channel` with names of moejax.layers.kinds.MIXERS and moejax.layers.kinds.CHANNELS."""
     repeats: int = 4
     """Blocks, scanned over; the depth is len(first) + repeats * len(pattern)."""
     first: tuple[str, ...] = ()
@@ -206,6 +207,7 @@ class Config:
     data: Data = dataclasses.field(default_factory=Data)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     train: Train = dataclasses.field(default_factory=Train)
+    transfer: Transfer = dataclasses.field(default_factory=Transfer)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)
     faults: Faults = dataclasses.field(default_factory=Faults)

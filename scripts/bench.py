@@ -4,6 +4,8 @@
     gpu_kernels  the Hopper kernels on an NVIDIA GPU: TFLOP/s beside ragged_dot, tokamax and a dense matmul
     tpu_kernels  the TPU kernels compiled for four chips: memory, code, the compiler's schedule (needs libtpu; an hour)
     layer        the sparse layer against the dense twin of equal active FLOPs and against its own matmuls
+    experts      the train step with 1 to 64 experts at equal active FLOPs against the dense twin's
+    coordinates  activations and their changes along widths and experts, with rules of transfer and without (half an hour)
     routers      every router in the default experiment, cut short: loss, drops, load (half an hour)
     balancers    every balancer: steps to even out a skewed router, loss at equal budget, overhead (half an hour)
     statistics   the train step with its statistics against the step without
@@ -31,6 +33,8 @@ from moejax.bench import (
     balancers,
     block,
     convert,
+    coordinates,
+    experts,
     gpu_kernels,
     layer,
     meshes,
@@ -48,7 +52,7 @@ CONFIG = cli.config_flag()
 JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON")
 ROUNDS = flags.DEFINE_integer("rounds", 30, "times each function is run", lower_bound=1)
 
-PICTURE = flags.DEFINE_string("picture", None, "file for the bench's picture, a PNG (meshes)")
+PICTURE = flags.DEFINE_string("picture", None, "file for the bench's picture, a PNG (meshes, coordinates)")
 
 AGAINST = flags.DEFINE_list("against", None, "what to compare with (block): a list")
 TORCH = flags.DEFINE_string("torch", None, "a Python interpreter that has torch and transformers (block)")
@@ -56,6 +60,8 @@ TORCH = flags.DEFINE_string("torch", None, "a Python interpreter that has torch 
 BENCHES = {
     "block": block,
     "convert": convert,
+    "coordinates": coordinates,
+    "experts": experts,
     "gpu_kernels": gpu_kernels,
     "tpu_kernels": tpu_kernels,
     "layer": layer,

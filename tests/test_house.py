@@ -18,7 +18,7 @@ EVERYTHING = [
 ]
 
 LEVELS = [
-    {"errors", "compat", "config_attention", "config_moe", "config_run", "memory"},
+    {"errors", "compat", "config_attention", "config_moe", "config_run", "config_transfer", "memory"},
     {"arrays", "config"},
     {"mesh", "sharding", "collectives"},
     {"kernels"},
@@ -28,6 +28,7 @@ LEVELS = [
     {"data", "checkpoint"},
     {"train"},
     {"plan", "report"},
+    {"sweep", "study"},
     {"bench"},
     {"cli"},
 ]
@@ -50,7 +51,7 @@ TAKES_AXES = {
     *("axis_index", "axis_size", "pcast", "PartitionSpec", "P", "NamedSharding"),
 }
 SECTIONS = {config.MoE: "moe", config.Model: "model", config.Data: "data", config.Mesh: "mesh", config.Train: "train"}
-SECTIONS |= {config.Checkpoint: "checkpoint", config.Config: "config"}
+SECTIONS |= {config.Checkpoint: "checkpoint", config.Transfer: "transfer", config.Config: "config"}
 
 
 def tree(path):

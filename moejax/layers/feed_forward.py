@@ -69,7 +69,7 @@ class Sparse(nnx.Module):
         self.moe = moe
         heads = routers.ROUTERS[moe.router].heads(moe)
         self.router = nnx.Dict(
-            {name: init.normal(rngs, (d, n), ("storage", None), fan_in=d) for name, n in heads.items()}
+            {name: init.normal(rngs, (d, n), ("storage", None), fan_in=d, role="router") for name, n in heads.items()}
             | ({"logits_bias": init.zeros((columns(moe),), (None,))} if moe.router_bias else {})
         )
         classes = widths.of_classes(moe)
@@ -78,9 +78,11 @@ class Sparse(nnx.Module):
         self.into = init.normal(rngs, (d, inner), ("storage", None), fan_in=d) if moe.latent else None
         self.out = init.normal(rngs, (inner, d), (None, "storage"), fan_in=inner, gain=gain) if moe.latent else None
         number = zero_experts.constants(moe)
-        self.constants = init.normal(rngs, (number, d), (None, "storage"), fan_in=d, decay=False) if number else None
+        vectors = (number, d), (None, "storage")
+        self.constants = init.normal(rngs, *vectors, fan_in=d, decay=False, role="embedding") if number else None
         self.shared = SwiGLU(model, moe.shared_hidden, rngs=rngs) if moe.shared_hidden else None
-        self.shared_gate = init.normal(rngs, (d, 1), ("storage", None), fan_in=d) if moe.shared_gate else None
+        gate = (d, 1), ("storage", None)
+        self.shared_gate = init.normal(rngs, *gate, fan_in=d, role="router") if moe.shared_gate else None
 
     def _experts(self, rngs: nnx.Rngs, number: int, width: int, hidden: int, gain: float) -> dict:
         """The parameters of experts of one width: matrices normal, the last one scaled by `gain`; biases zero."""
@@ -89,7 +91,8 @@ class Sparse(nnx.Module):
         for name, shape in experts.shapes(self.moe, number, width, hidden).items():
             matrix = len(shape) == 3
             scale = (gain if name == "down" else 1.0) if matrix else 0.0
-            made[name] = init.normal(rngs, shape, dims[name], fan_in=shape[1], gain=scale, decay=matrix)
+            role = ("expert_out" if name == "down" else "expert_in") if matrix else "vector"
+            made[name] = init.normal(rngs, shape, dims[name], fan_in=shape[1], gain=scale, decay=matrix, role=role)
         return made
 
     def __call__(self, x: Array, context: Context, layer: Array, mode: Mode, side: Side) -> tuple[Array, Outcome]:

@@ -84,11 +84,11 @@ class Decoder(nnx.Module):
     def __init__(self, model: config.Model, *, rngs: nnx.Rngs):
         self.model = model
         v, d = model.vocab_size, model.width
-        self.embedding = init.normal(rngs, (v, d), (None, "storage"), fan_in=1, decay=False)
+        self.embedding = init.normal(rngs, (v, d), (None, "storage"), fan_in=1, decay=False, role="embedding")
         keys = jax.random.split(rngs.params(), model.repeats)
         self.blocks = jax.lax.map(lambda key: Block(model, rngs=nnx.Rngs(key)), keys)
         self.final_norm = RMSNorm(d, model.norm_epsilon)
-        self.unembedding = init.normal(rngs, (d, v), ("storage", None), fan_in=d)
+        self.unembedding = init.normal(rngs, (d, v), ("storage", None), fan_in=d, role="output")
         self.first = nnx.List([Layer(model, kind, rngs=rngs) for kind in model.first])
         layers = (Layer(model, kind, rngs=rngs) for kind in kinds.further(model))
         self.further = nnx.List([further.Module(model, layer, rngs=rngs) for layer in layers])

@@ -9,7 +9,7 @@ from moejax import config, mesh, sharding
 from moejax.data import tokenizer
 from moejax.data.pipeline import require_windows
 from moejax.errors import ConfigError
-from moejax.layers import kinds
+from moejax.layers import kinds, transfer
 from moejax.models import decoder
 from moejax.moe import layer, visits, widths
 from moejax.train import faults, guard, optimizer, recordings
@@ -19,6 +19,7 @@ def check(cfg: config.Config) -> None:
     """Raises ConfigError with the values, the rule and the remedy."""
     mesh.check(cfg.mesh)
     decoder.check(cfg.model)
+    transfer.check(cfg.model, cfg.transfer)
     optimizer.check(cfg.train)
     guard.check(cfg.train)
     faults.check(cfg.faults)

@@ -19,14 +19,29 @@ def schedule(train: config.Train) -> optax.Schedule:
     )
 
 
-def make(train: config.Train, decay: Any) -> optax.GradientTransformation:
-    """The optimiser; `decay` is a tree of booleans like the parameters: which have weight decay."""
+def make(train: config.Train, decay: Any, rates: Any = None) -> optax.GradientTransformation:
+    """The optimiser; `decay` is a tree of booleans like the parameters: which have weight decay. `rates` are factors of their learning
+    rates, None for none: its state is the same with and without."""
+    adam = optax.scale_by_adam(b1=train.b1, b2=train.b2, eps=train.epsilon)
     return optax.chain(
         clipping(train),
-        optax.adamw(
-            schedule(train), b1=train.b1, b2=train.b2, eps=train.epsilon, weight_decay=train.weight_decay, mask=decay
+        optax.chain(
+            adam if rates is None else times(adam, rates),
+            # After the factors: a weight forgets by the schedule alone, as in the tuned model (Kosson et al. 2025).
+            optax.add_decayed_weights(train.weight_decay, decay),
+            optax.scale_by_learning_rate(schedule(train)),
         ),
     )
+
+
+def times(transform: optax.GradientTransformation, factors: Any) -> optax.GradientTransformation:
+    """The transformation with its updates multiplied by a tree of numbers."""
+
+    def update(updates: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+        updates, state = transform.update(updates, state, parameters)
+        return jax.tree.map(lambda u, factor: u * factor, updates, factors), state
+
+    return optax.GradientTransformation(transform.init, update)
 
 
 def clipping(train: config.Train) -> optax.GradientTransformation:

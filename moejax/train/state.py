@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from moejax import compat, config, sharding
+from moejax.layers import transfer
 from moejax.models.decoder import Decoder
 from moejax.train import guard, optimizer, routing
 
@@ -40,6 +41,8 @@ class Built:
     """Like the parameters."""
     routed: Any
     """Like the parameters: which belong to routed experts."""
+    initial: Any
+    """Like the parameters: factors of their initial values by the rules of transfer; None where there are no rules."""
     transform: optax.GradientTransformation
     config: config.Config
     mesh: jax.sharding.Mesh
@@ -57,8 +60,35 @@ def build(cfg: config.Config, mesh: jax.sharding.Mesh) -> Built:
     shardings = jax.tree.map(lambda v: sharding.of_parameter(v, mesh), variables, is_leaf=_is_parameter)
     decay = jax.tree.map(lambda v: v.get_metadata("decay"), variables, is_leaf=_is_parameter)
     routed = jax.tree.map(lambda v: sharding.of_experts(v.get_metadata("dims")), variables, is_leaf=_is_parameter)
-    transform = optimizer.make(cfg.train, nnx.to_pure_dict(decay))
-    return Built(graph, nnx.to_pure_dict(shardings), nnx.to_pure_dict(routed), transform, cfg, mesh)
+    initial, rates = factors(cfg, mesh)
+    transform = optimizer.make(cfg.train, nnx.to_pure_dict(decay), rates)
+    return Built(graph, nnx.to_pure_dict(shardings), nnx.to_pure_dict(routed), initial, transform, cfg, mesh)
+
+
+def factors(cfg: config.Config, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """Trees like the parameters: factors of initial values and of learning rates by the rules of transfer; None where there are none."""
+    rules = transfer.RULES[cfg.transfer.rules]
+    if rules is None:
+        return None, None
+
+    def one(own: nnx.Param, tuned: nnx.Param) -> transfer.Factors:
+        return rules[own.get_metadata("role")](own.get_metadata("fan_in") / tuned.get_metadata("fan_in"))
+
+    own, tuned = (_outline(model, mesh) for model in (cfg.model, transfer.tuned(cfg.model, cfg.transfer)))
+    both = nnx.to_pure_dict(jax.tree.map(one, own, tuned, is_leaf=_is_parameter))
+    return tuple(
+        jax.tree.map(lambda f, part=part: getattr(f, part), both, is_leaf=lambda x: isinstance(x, transfer.Factors))
+        for part in ("init", "rate")
+    )
+
+
+def _outline(model: config.Model, mesh: jax.sharding.Mesh) -> Any:
+    """The parameters' metadata. The tuned model need not fit the mesh, so all devices lie along the axis that cuts no parameter."""
+    names = mesh.axis_names
+    explicit = (jax.sharding.AxisType.Explicit,) * len(names)
+    whole = jax.sharding.AbstractMesh((mesh.size, *(1 for _ in names[1:])), names, axis_types=explicit)
+    with jax.sharding.use_abstract_mesh(whole):
+        return nnx.state(jax.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))))
 
 
 def abstract(built: Built) -> Any:
@@ -73,7 +103,8 @@ def create(built: Built) -> TrainState:
 
     def parameters(key: jax.Array) -> Any:
         model = Decoder(built.config.model, rngs=nnx.Rngs(key))
-        return nnx.to_pure_dict(nnx.state(model))
+        drawn = nnx.to_pure_dict(nnx.state(model))
+        return drawn if built.initial is None else jax.tree.map(lambda x, factor: x * factor, drawn, built.initial)
 
     with jax.set_mesh(built.mesh):
         draw = jax.jit(parameters, out_shardings=built.shardings, compiler_options=compat.quick_compile())
