@@ -115,7 +115,7 @@ def draw(task: Cases, first: dict[str, Mixture], found: dict[str, list[Outcome]]
     from moejax.report import figures  # matplotlib is an extra, and the numbers do not need it
 
     inks = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in figures.COLOURS[:SUBTASKS]]) / 255
-    with figures.panels(10, 3.4, [1, 1, 0.8]) as (figure, axes):
+    with figures.panels(10.0, 3.4, [1.0, 1.0, 0.8]) as (figure, axes):
         for panel, (name, mixed) in zip(axes, first.items(), strict=False):
             gates = np.asarray(jax.nn.softmax(mixed.gate_logits))
             panel.scatter(*np.asarray(task.inputs[:, :2]).T, c=gates @ inks, s=6)

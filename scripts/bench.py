@@ -52,7 +52,7 @@ CONFIG = cli.config_flag()
 JSON = flags.DEFINE_bool("json", False, "print the numbers as JSON")
 ROUNDS = flags.DEFINE_integer("rounds", 30, "times each function is run", lower_bound=1)
 
-PICTURE = flags.DEFINE_string("picture", None, "file for the bench's picture, a PNG (meshes, coordinates)")
+PICTURE = flags.DEFINE_string("picture", None, "file for the bench's picture, a PNG (meshes, coordinates, experts)")
 
 AGAINST = flags.DEFINE_list("against", None, "what to compare with (block): a list")
 TORCH = flags.DEFINE_string("torch", None, "a Python interpreter that has torch and transformers (block)")

@@ -93,7 +93,7 @@ def picture(name: str, row: Row, base: list[list[float]]) -> bytes:
     """PNG of one card."""
     load = np.asarray(row["load"])
     fair = load * load.shape[1]
-    with figures.panels(6.4, 1.7, (1.3, 1)) as (figure, (left, right)):
+    with figures.panels(6.4, 1.7, (1.3, 1.0)) as (figure, (left, right)):
         norm = figures.TwoSlopeNorm(1.0, 0.0, max(2.0, fair.max()))
         image = left.imshow(fair, aspect="auto", interpolation="none", cmap="PuOr_r", norm=norm)
         left.set(xlabel="expert", ylabel="layer", yticks=range(len(load)))

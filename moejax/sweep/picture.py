@@ -1,4 +1,4 @@
-"""A number of a sweep against one of its options: every run a point, seeds joined by their mean."""
+"""A number of a sweep against one of its options: every run a point, means of seeds joined, bars of their sample deviation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _draw(axes: Any, of: dict[str, list[tuple[float, list[float]]]], x: str, y: 
         axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel=x, ylabel=f"{y.replace('/', ', ').replace('_', ' ')}; points: seeds, bars: deviation")
+    axes.set(xlabel=x, ylabel=y.replace("/", ", ").replace("_", " "))
     axes.grid(True)
     if any(of):
         axes.legend()
