@@ -10,11 +10,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TPU := $(VENV)/.tpu
 DOCS := .venv-docs
+SPECS := .venv-specs
 PARITY := .venv-parity
 RUNS ?= runs/tiny
 OPTIONS ?=
 
-.PHONY: venv tpu run test test-fast test-second parity soak lint docs
+.PHONY: venv tpu run test test-fast test-second parity soak lint docs specs
 
 venv: $(STAMP)
 
@@ -71,6 +72,15 @@ docs: $(DOCS)/.installed
 $(DOCS)/.installed: requirements/docs.lock
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.lock
+	@touch $@
+
+# Specs of sweeps against the schemas that schedulers publish: PYTHON must be 3.11.
+specs: $(SPECS)/.installed
+	HOME=$(abspath $(SPECS)) SKYPILOT_DISABLE_USAGE_COLLECTION=1 $(SPECS)/bin/python -m pytest --noconftest tests/sweep/test_specs_published.py
+
+$(SPECS)/.installed: requirements/specs.lock
+	$(PYTHON) -m venv $(SPECS)
+	$(SPECS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/specs.lock
 	@touch $@
 
 # The full product of routers, orders, transports and meshes: before a release, or after a change to any of them.

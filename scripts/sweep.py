@@ -2,8 +2,10 @@
 
 Example: python scripts/sweep.py --config=configs/sweeps/experts.py --engine=local --workdir=runs/experts --at_once=2
 
-The same command goes on where it was stopped or killed: finished runs are not repeated, failed ones are marked and started again
-with --retry. Options --config.key=value go to every run. With --collect nothing is started: the table of what there is.
+With local, the same command goes on where it was stopped or killed: finished runs are not repeated, failed ones are marked and started
+again with --retry. The others schedule nothing: files for SLURM, SkyPilot or JobSet are written to --out, their options are
+--set=KEY=VALUE, and --workdir is a folder as the nodes see it. Options --config.key=value go to every run. With --collect nothing is
+started: the table of what there is.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from absl import flags
 
 from moejax import cli
 from moejax.errors import UserError
-from moejax.sweep import live, members, plan, results, states
+from moejax.sweep import engines, live, members, plan, results, states
 from moejax.sweep.local import Local
 from moejax.train.workdir import write_json
 
 CONFIG = cli.config_flag()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the sweep; every run has a folder in it")
-ENGINE = flags.DEFINE_enum("engine", "local", ["local"], "who runs it: this machine, or a scheduler")
-AT_ONCE = flags.DEFINE_integer("at_once", 1, "runs at a time", lower_bound=1)
+ENGINE = flags.DEFINE_enum("engine", "local", ["local", *engines.ENGINES], "who runs it: this machine, or a scheduler")
+AT_ONCE = flags.DEFINE_integer("at_once", None, "runs at a time; without: one (local), all (slurm)", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "folder for the files of a scheduler")
+SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for a scheduler, such as time=04:00:00: docs/sweeps.md")
 RETRY = flags.DEFINE_bool("retry", False, "start runs that failed, too (local)")
 ENV = flags.DEFINE_multi_string(
-    "env", [], "KEY=VALUE for the runs, {slot} is 0 to at_once - 1: CUDA_VISIBLE_DEVICES={slot} (local)"
+    "env", [], "KEY=VALUE for the runs; local: {slot} is 0 to at_once - 1, as in CUDA_VISIBLE_DEVICES={slot}"
 )
 COLLECT = flags.DEFINE_bool("collect", False, "start nothing, read what there is")
 X = flags.DEFINE_string("x", None, "option along the picture's horizontal axis, such as model.moe.num_experts")
@@ -37,17 +41,45 @@ JSON = flags.DEFINE_bool("json", False, "print the results as JSON and nothing e
 
 
 def main() -> None:
-    if WORKDIR.value is None:
-        raise UserError("--workdir is missing; for example --workdir=runs/experts")
-    if PICTURE.value and not X.value:
-        raise UserError("--picture needs --x, an option of the sweep; for example --x=model.moe.num_experts")
+    here = ENGINE.value == "local" or COLLECT.value
+    _usage(here)
     root = Path(WORKDIR.value).expanduser()
     tree = cli.tree(CONFIG)
     found = plan.read(cli.config_file("config"), tree, cli.overrides(sys.argv), str(root))
+    if not here:
+        _write(found, Path(str(OUT.value)).expanduser())
+        return
     members.conflicts(found.members, root)
     if not COLLECT.value:
         _run(found, root)
     _show(found, root)
+
+
+def _usage(here: bool) -> None:
+    """Raises UserError for flags that are missing, or that say nothing together."""
+    if WORKDIR.value is None:
+        raise UserError("--workdir is missing; for example --workdir=runs/experts")
+    if "://" in WORKDIR.value:
+        raise UserError(f"--workdir={WORKDIR.value}: runs write to folders; mount the bucket and give its path")
+    if PICTURE.value and not X.value:
+        raise UserError("--picture needs --x, an option of the sweep; for example --x=model.moe.num_experts")
+    if here and (OUT.value or SET.value):
+        raise UserError("--out and --set go with --engine=slurm, skypilot or jobset; leave them out, or give one")
+    if not here and (RETRY.value or PICTURE.value or not OUT.value):
+        raise UserError(
+            f"--engine={ENGINE.value} takes --out, a folder such as runs/specs, and neither --retry nor --picture"
+        )
+
+
+def _write(found: plan.Plan, out: Path) -> None:
+    """Files for a scheduler, and what to type next."""
+    limit = [] if AT_ONCE.value is None else [f"at_once={AT_ONCE.value}"]
+    environment = dict(_pair(text) for text in ENV.value)
+    files, submit = engines.write(found, ENGINE.value, [*SET.value, *limit], environment, out)
+    if JSON.value:
+        print(json.dumps({"files": list(map(str, files)), "next": submit}, indent=1))
+    else:
+        print(f"{len(found.members)} runs, {len(files)} files in {out}; next, from moejax's folder:\n  {submit}")
 
 
 def _run(found: plan.Plan, root: Path) -> None:
@@ -56,7 +88,7 @@ def _run(found: plan.Plan, root: Path) -> None:
     environment = dict(_pair(text) for text in ENV.value)
     local = Local(
         found.members, root, lambda member: [sys.executable, train, *found.arguments(member)],
-        at_once=AT_ONCE.value, environment=environment, retry=RETRY.value,
+        at_once=AT_ONCE.value or 1, environment=environment, retry=RETRY.value,
     )  # fmt: skip
     with live.shown(found.members, quiet=JSON.value) as show:
         local.run(show)
