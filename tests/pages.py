@@ -83,7 +83,7 @@ WORK = {
     "prepare": ["source.file_documents", "source.python_documents"],
     "report": ["runs.load_all"],
     "surgery": ["saved.read_arrays"],
-    "sweep": ["_run"],
+    "sweep": ["_run", "_show"],
     "train": ["loop.train"],
     "tune": ["jax.devices"],
     "verify": ["verify"],
