@@ -79,7 +79,9 @@ def label_panels(run: Run, name: str) -> list[Panel]:
     return found
 
 
-def panels(name: str, kind: str, rows: list[str], tables: Sequence[np.ndarray], order: str = "row") -> list[Panel]:
+def panels(
+    name: str, kind: str, rows: list[str], tables: Sequence[np.ndarray], order: str = "preferred row"
+) -> list[Panel]:
     """A heat map per layer (some of many) of the share of each row's assignments that each expert takes, from tables [rows, E]; one
     colour scale."""
     top = max((specialisation.shares(table).max() for table in tables), default=1.0)

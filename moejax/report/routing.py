@@ -90,11 +90,13 @@ def _probe(run: Run, name: str) -> str:
     probe = history.probe(run.path)
     if probe is None:
         return ""
-    words = vocabulary.written(run.config)
-    titles, tables = tokens.by_position(probe)
-    positions = pictures.panels(f"{name}-position", "sparse", titles, tables)
-    text = f"<p>{TEXT}</p>{tokens.text(probe, 'sparse', words)}"
-    return _panels(positions, len(tables), POSITIONS) + text
+    words = vocabulary.of(run.config)
+    titles, tables = tokens.by_position(probe, run.config["data"]["context"])
+    parts = _panels(pictures.panels(f"{name}-position", "sparse", titles, tables), len(tables), POSITIONS)
+    if words is not None:
+        titles, tables = tokens.by_class(probe, words)
+        parts = _panels(pictures.panels(f"{name}-class", "sparse", titles, tables), len(tables), CLASSES) + parts
+    return f"{parts}<p>{TEXT}</p>{tokens.text(probe, 'sparse', vocabulary.written(words))}"
 
 
 def _panels(panels: Sequence[pictures.Panel], layers_of: int, caption: str) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from moejax.errors import DamagedError, UserError
 from moejax.train.workdir import read_lines
 
+
 class NotYetError(UserError):
     """A run that has begun, and has said nothing yet."""
 
@@ -113,7 +114,9 @@ def load(path: Path) -> Run:
         raise UserError(f"workdir {path} is no run: its config.json lacks name and train.steps") from error
     lines = _lines(path / "metrics.jsonl")
     if not lines:
-        raise NotYetError(f"workdir {path} has logged no step of {planned} yet; wait for the first line of metrics.jsonl")
+        raise NotYetError(
+            f"workdir {path} has logged no step of {planned} yet; wait for the first line of metrics.jsonl"
+        )
     timing = _lines(path / "timing.jsonl")
     clock, median = _clock(timing)
     routing, routing_from = _routing(path / "routing")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from html import escape
 
 import numpy as np
 from jaxtyping import Int
 
-from moejax.report import figures
+from moejax.data.tokenizer import Tokenizer
+from moejax.report import attributes, figures
 from moejax.report.history import Probe
 from moejax.report.layers import chosen
 
-BINS = 8
-"""Parts that the positions of a row are counted in."""
 SHOWN = 600
 """Tokens of text a layer."""
 COLOURED = len(figures.COLOURS)
@@ -32,14 +30,18 @@ def table(attribute: Int[np.ndarray, " N"], kinds: int, experts: Int[np.ndarray,
     return found
 
 
-def by_position(probe: Probe) -> tuple[list[str], list[Int[np.ndarray, "kinds E"]]]:
-    """Titles of the bins, and a table for every layer."""
-    length = int(probe.positions.max(initial=0)) + 1
-    bins = min(BINS, length)
-    edges = [length * i // bins for i in range(bins + 1)]
-    titles = [f"position {low} to {high - 1}" for low, high in itertools.pairwise(edges)]
-    which = np.digitize(probe.positions, edges[1:-1])
-    return titles, [table(which, bins, of_layer) for of_layer in probe.experts]
+def by_position(probe: Probe, context: int) -> tuple[list[str], list[Int[np.ndarray, "kinds E"]]]:
+    """Titles of the parts of a row, and a table for every layer."""
+    titles = [f"position {part}" for part in attributes.bin_names(context)]
+    which = attributes.position_bins(probe.positions, context)
+    return titles, [table(which, len(titles), of_layer) for of_layer in probe.experts]
+
+
+def by_class(probe: Probe, words: Tokenizer) -> tuple[list[str], list[Int[np.ndarray, "kinds E"]]]:
+    """Classes that the probe has, and a table for every layer."""
+    which = attributes.token_classes(words)[probe.tokens]
+    found, places = np.unique(which, return_inverse=True)
+    return [attributes.CLASSES[i] for i in found], [table(places, len(found), of_layer) for of_layer in probe.experts]
 
 
 def text(probe: Probe, kind: str, decode: Callable[[int], str]) -> str:

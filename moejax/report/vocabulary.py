@@ -1,4 +1,4 @@
-"""How the tokens of a run are written."""
+"""The vocabulary of a run, and how its tokens are written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from moejax.data import tokenizer
 from moejax.errors import UserError
 
 
-def written(config: dict[str, Any]) -> Callable[[int], str]:
-    """id -> its text, by the run's vocabulary; its number where that is not to be found here any more."""
+def of(config: dict[str, Any]) -> tokenizer.Tokenizer | None:
+    """By the run's config; None where it is not to be found here any more."""
     try:
-        words = tokenizer.of(config.get("data", {}).get("tokenizer", tokenizer.NAME))
+        return tokenizer.of(config.get("data", {}).get("tokenizer", tokenizer.NAME))
     except UserError:
-        return lambda token: f"[{token}]"
-    return lambda token: words.decode([token], special=True)
+        return None
+
+
+def written(words: tokenizer.Tokenizer | None) -> Callable[[int], str]:
+    """id -> its text; its number without a vocabulary."""
+    return (lambda token: f"[{token}]") if words is None else (lambda token: words.decode([token], special=True))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from report.test_report import command, write_run  # noqa: F401 (a fixture)
 
+from moejax.data.tokenizer import BYTES
 from moejax.errors import DamagedError
 from moejax.report import history, layers, page, routing, runs, settings, spent, tokens, watched
 
@@ -71,9 +72,16 @@ def test_a_probe_comes_in_the_order_of_its_text(run):
 def test_tables_of_a_probe(run):
     """Requests by position: two rows of four, of which each position is a bin."""
     probe = history.probe(run.path)
-    titles, (table,) = tokens.by_position(probe)
-    assert titles == [f"position {i} to {i}" for i in range(4)]
+    titles, (table,) = tokens.by_position(probe, 4)
+    assert titles == [f"position {i}-{i}" for i in range(4)]
     np.testing.assert_array_equal(table, [[2, 1, 0, 1], [1, 1, 1, 1], [0, 1, 2, 1], [1, 1, 0, 0]])
+
+
+def test_tables_by_class(run):
+    """Of the bytes of the probe: four small letters, a bracket, a line's end and a space."""
+    titles, (table,) = tokens.by_class(history.probe(run.path), BYTES)
+    assert titles == ["lower", "space", "operator"]
+    np.testing.assert_array_equal(table, [[2, 2, 2, 2], [2, 1, 0, 1], [0, 1, 1, 0]])
 
 
 def test_text_is_coloured_by_the_first_expert(run):
