@@ -21,7 +21,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["moejax", "moejax.*"]),
-    package_data={"moejax.kernels": ["tuned.json"]},
+    package_data={"moejax.kernels": ["tuned.json"], "moejax.data": ["languages/*.txt"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2",

@@ -89,14 +89,14 @@ class Data:
     """Where text comes from and how it is cut into rows."""
 
     source: str = "python"
-    """python (the standard library's own sources and texts), files (text or jsonl), planted (text of known sources, whose entropy
-    is known), or prepared (a folder of scripts/prepare.py)."""
+    """python (the standard library's own sources and texts), languages (twelve paragraphs in each of six languages), files (text or
+    jsonl), planted (text of known sources, whose entropy is known), or prepared (a folder of scripts/prepare.py)."""
     files: str = ""
     """Glob of the files of source files; folder of source prepared."""
     tokenizer: str = "bytes"
     """bytes, or a folder with a tokenizer.json and the files beside it that name special ids, as a published model has them."""
     cache: str = "~/.cache/moejax"
-    """Folder for tokenised text of the sources python, files and planted."""
+    """Folder for tokenised text of the sources python, languages, files and planted."""
     planted_sources: int = 4
     """k, Markov chains; a planted document is drawn from one of them."""
     planted_letters: int = 64

@@ -82,6 +82,7 @@ WORK = {
     "plan": ["pods.topologies"],
     "prepare": ["source.file_documents", "source.python_documents"],
     "report": ["runs.load_all"],
+    "specialisation": ["saved.read_config"],
     "surgery": ["saved.read_arrays"],
     "sweep": ["_run", "_show"],
     "train": ["loop.train"],

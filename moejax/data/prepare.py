@@ -245,6 +245,7 @@ class Maker(NamedTuple):
 
 MAKERS = {
     "python": Maker(lambda data: _stats(source.python_paths()), lambda data: source.python_documents()),
+    "languages": Maker(lambda data: _stats(source.language_paths()), lambda data: source.language_documents()),
     "files": Maker(lambda data: _stats(source.file_paths(data.files)), lambda data: source.file_documents(data.files)),
     "planted": Maker(planted.origin, planted.documents),
 }

@@ -1,4 +1,5 @@
-"""Where documents come from: the interpreter's own standard library, or files. Near copies and the held-out split."""
+"""Where documents come from: the interpreter's own standard library, a little text in six languages, or files. Near copies and the
+held-out split."""
 
 from __future__ import annotations
 
@@ -69,6 +70,20 @@ def python_documents() -> list[Document]:
     if not any(document.text for document in documents):
         raise UserError(f"no sources under {list(map(str, roots))}; use your own text with --config.data.source=files")
     return sorted((d for d in documents if d.text.strip()), key=lambda document: document.name)
+
+
+def language_paths() -> list[Path]:
+    """A file for each language: twelve paragraphs written for this project, the same twelve in every language."""
+    return sorted((Path(__file__).parent / "languages").glob("*.txt"))
+
+
+def language_documents() -> list[Document]:
+    """Each paragraph a document, labelled by its language: nothing but the language tells the labels apart."""
+    return [
+        Document(f"{path.stem}/{i:02}", path.stem, paragraph.strip())
+        for path in language_paths()
+        for i, paragraph in enumerate(_read(path).split(b"\n\n"))
+    ]
 
 
 def file_paths(pattern: str) -> list[Path]:

@@ -212,16 +212,15 @@ def test_rules_that_say_nothing_are_refused():
 
 
 def test_the_page_runs():
-    """The code of docs/surgery.md on a tree of two layers, three experts and a buffer that nobody wants."""
+    """The code of docs/surgery.md, and its rules on a tree of two layers, three experts and a buffer that nobody wants."""
     page = (pathlib.Path(__file__).parents[2] / "docs" / "surgery.md").read_text().split("## Rules")[1]
     code = textwrap.dedent("\n".join(line for line in page.splitlines() if line.startswith("    ") or not line.strip()))
     theirs = {
         f"layers.{layer}.experts.{e}.w{w}.weight": np.full((2, 5), 10 * layer + e + w, np.float32)
         for layer in range(2) for e in range(3) for w in (1, 3)
     }  # fmt: skip
-    names = {
-        "theirs": theirs | {"rotary.cos": X},
-        "wanted": {f"experts/{part}": np.zeros((2, 3, 5, 2), np.float32) for part in ("gate", "up")},
-    }
+    wanted = {f"experts/{part}": np.zeros((2, 3, 5, 2), np.float32) for part in ("gate", "up")}
+    names = {}
     exec(compile(code, "docs/surgery.md", "exec"), names)
-    np.testing.assert_array_equal(names["ours"]["experts/up"][1, :, 0, 0], [13, 14, 15])
+    ours = names["apply"](names["rules"], theirs | {"rotary.cos": X}, wanted)
+    np.testing.assert_array_equal(ours["experts/up"][1, :, 0, 0], [13, 14, 15])

@@ -121,7 +121,7 @@ def test_ensure_errors(texts, tmp_path):
     with pytest.raises(UserError, match="'nowhere' is not a prepared folder; make one with: python scripts/prepare.py"):
         prepare.ensure(config.Data(source="prepared", files="nowhere"))
     with pytest.raises(
-        UserError, match="config.data.source='web' is unknown; it must be python, files, planted or prepared"
+        UserError, match="config.data.source='web' is unknown; it must be python, languages, files, planted or prepared"
     ):
         prepare.ensure(config.Data(source="web"))
     (tmp_path / "file").write_text("in the way")
@@ -158,3 +158,14 @@ def test_script_errors_are_one_line(script, texts, tmp_path, capsys, arguments, 
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in error and error.count("\n") == 1
+
+
+def test_languages_are_a_source(tmp_path):
+    """Every language is trained on, and some of the text held out, at the default share too."""
+    for heldout in (0.05, 0.25):
+        folder = prepare.ensure(config.Data(source="languages", cache=str(tmp_path), heldout=heldout))
+        index = prepare.read_index(folder)
+        assert len(index["labels"]) == 6 and index["near_copies"] == 0
+        assert (
+            all(index["splits"]["train"]["tokens_per_label"].values()) and index["splits"]["heldout"]["documents"] > 0
+        )

@@ -1,6 +1,7 @@
 """Documents, near copies, the split, and each error of a wrong source."""
 
 import json
+import re
 import sysconfig
 
 import pytest
@@ -59,6 +60,20 @@ def test_python_source_on_a_stripped_interpreter(tmp_path, monkeypatch):
     (tmp_path / "tests" / "code.py").write_text("x = 1")
     (tmp_path / "a.py").write_text("import os\n")
     assert source.python_documents() == [Document("lib/a.py", "code", b"import os\n")]
+
+
+def test_languages_are_the_same_paragraphs():
+    """Six labels of twelve documents each, of one subject by their number; no sentence twice, and none of them a near copy."""
+    documents = source.language_documents()
+    names = ("english", "french", "german", "polish", "russian", "spanish")
+    assert [(d.name, d.label) for d in documents] == [(f"{name}/{i:02}", name) for name in names for i in range(12)]
+    sentences = [s for d in documents for s in re.split(r"(?<=[.?!]) ", d.text.decode())]
+    assert len(sentences) == len(set(sentences)) and min(map(len, sentences)) > 20
+    assert all(300 < len(d.text) < 900 and b"\n" not in d.text for d in documents)
+    assert source.drop_near_copies(documents)[1] == 0
+    letters = {name: {c for d in documents if d.label == name for c in d.text.decode().lower()} for name in names}
+    assert letters["english"] < set("abcdefghijklmnopqrstuvwxyz ,.'-") and set("äöüß") <= letters["german"]
+    assert set("абвгдеёжзийклмнопрстуфхцчшщъыьэюя") >= letters["russian"] - set(" ,.:-")
 
 
 def test_near_copy_of_a_larger_document_is_removed():
