@@ -15,7 +15,7 @@ PARITY := .venv-parity
 RUNS ?= runs/tiny
 OPTIONS ?=
 
-.PHONY: venv tpu run test test-fast test-second parity soak lint docs specs
+.PHONY: venv tpu run test test-fast test-second parity soak lint docs specs notebooks
 
 venv: $(STAMP)
 
@@ -73,6 +73,10 @@ $(DOCS)/.installed: requirements/docs.lock
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.lock
 	@touch $@
+
+# Runs the notebooks from a clean kernel and keeps what they print and draw; after make tpu the last one compiles too.
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/run.py
 
 # Specs of sweeps against the schemas that schedulers publish: PYTHON must be 3.11.
 specs: $(SPECS)/.installed

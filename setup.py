@@ -11,6 +11,7 @@ version = re.search(r'__version__ = "(.*)"', (here / "moejax" / "__init__.py").r
 plot = ["matplotlib"]
 quant = ["qwix"]
 text = ["tokenizers"]
+notebooks = ["nbformat", "nbclient", "ipykernel"]
 tests = ["pytest", "pytest-xdist", "jaxtyping", "beartype", "safetensors"]
 
 setup(
@@ -45,9 +46,10 @@ setup(
         "plot": plot,
         "quant": quant,
         "text": text,
+        "notebooks": [*plot, *notebooks],
         "profile": ["xprof", "tensorboard"],
         "tpu": ["jax[tpu]"],
         "docs": ["sphinx", "myst-parser", "furo"],
-        "dev": [*plot, *quant, *text, *tests, "ruff", "pyright"],
+        "dev": [*plot, *quant, *text, *notebooks, *tests, "ruff", "pyright"],
     },
 )
