@@ -6,7 +6,8 @@ python scripts/sweep.py --config=configs/sweeps/experts.py --workdir=runs/expert
 
 A token always visits a hidden width of 192: two experts of 96, or the one of 192 where there is one. The dense twin's longer
 runs say what the time that a sparse step takes longer would have bought it. Two cores without an accelerator, two runs at a
-time: an hour and a half for three seeds; docs/experiments.md has what came out.
+time: an hour and a half for three seeds. Held-out bits per byte 2.13 with 2 experts, 2.06 with 8, 2.04 with 32, 2.06 with 64; dense 2.15
+(docs/experiments.md).
 """
 
 import importlib.util

@@ -132,7 +132,11 @@ def draw(result: dict[str, Any]) -> bytes:
             _line(right, i, {name: of[kind] for name, of in gains(result).items() if of[kind]}, kind)
         right.axhline(0, color=figures.INK, linewidth=0.8)
         right.set(ylabel="dense twin less sparse [bits per byte]")
+        ticks = [int(name) for name in result["sparse"]]
         for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.minorticks_off()
             axes.set(xlabel="experts, two of them a token")
             axes.grid(True)
             axes.legend()
@@ -147,6 +151,3 @@ def _line(axes: Any, index: int, values: dict[str, list[float]], label: str) -> 
     axes.plot(where, [np.mean(v) for v in values.values()], **style, linewidth=1.8, label=label)
     each = [(x, y) for x, ys in zip(where, values.values(), strict=True) for y in ys]
     axes.plot(*zip(*each, strict=True), color=style["color"], linestyle="none", marker="o", markersize=4, alpha=0.6)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(where, [str(x) for x in where])
-    axes.minorticks_off()
