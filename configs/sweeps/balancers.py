@@ -6,16 +6,18 @@ Two cores without an accelerator, two runs at a time: about two minutes a run. W
 not run to its end here.
 """
 
-import importlib.util
 import pathlib
 
 import ml_collections
 
 from moejax.bench.balancers import BALANCERS, NONE
+from moejax.sweep import grid
+
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return _tiny("sparse")
+    return grid.load(TINY).get_config("sparse")
 
 
 def sweep(add):
@@ -23,11 +25,3 @@ def sweep(add):
         for name, options in BALANCERS.items():
             moe = {f"model.moe.{key}": value for key, value in (NONE | options).items()}
             add(moe, **{"name": name, "train.seed": seed, "data.seed": seed})
-
-
-def _tiny(variant: str) -> ml_collections.ConfigDict:
-    file = pathlib.Path(__file__).parents[1] / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", file)
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    return tiny.get_config(variant)

@@ -7,14 +7,17 @@ python scripts/sweep.py --config=configs/sweeps/capacity.py --workdir=runs/capac
 Evaluation is dropless for all. Two cores without an accelerator, two runs at a time: about two minutes a run; not run to its end here.
 """
 
-import importlib.util
 import pathlib
 
 import ml_collections
 
+from moejax.sweep import grid
+
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
+
 
 def get_config() -> ml_collections.ConfigDict:
-    return _tiny("sparse")
+    return grid.load(TINY).get_config("sparse")
 
 
 def get_hyper(hyper):
@@ -27,11 +30,3 @@ def get_hyper(hyper):
     )
     dropless = hyper.fixed("config.model.moe.transport", "gather")
     return hyper.product([hyper.zipit(seeds), hyper.chainit([factors, dropless])])
-
-
-def _tiny(variant: str) -> ml_collections.ConfigDict:
-    file = pathlib.Path(__file__).parents[1] / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", file)
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    return tiny.get_config(variant)

@@ -10,10 +10,13 @@ time: an hour and a half for three seeds. Held-out bits per byte 2.13 with 2 exp
 (docs/experiments.md).
 """
 
-import importlib.util
 import pathlib
 
 import ml_collections
+
+from moejax.sweep import grid
+
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 
 SEEDS = (0, 1, 2)
 EXPERTS = (1, 2, 4, 8, 16, 32, 64)
@@ -24,7 +27,7 @@ ONE = {f"model.moe.{key}": value for key, value in ONE.items()}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return _tiny("sparse")
+    return grid.load(TINY).get_config("sparse")
 
 
 def sweep(add):
@@ -34,11 +37,3 @@ def sweep(add):
             add({"model.moe.num_experts": experts}, **(ONE if experts == 1 else {}), **seeds)
         for steps in STEPS:
             add({"model.pattern": ("attention+dense",), "train.steps": steps}, **seeds)
-
-
-def _tiny(variant: str) -> ml_collections.ConfigDict:
-    file = pathlib.Path(__file__).parents[1] / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", file)
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    return tiny.get_config(variant)

@@ -9,14 +9,17 @@ in configs/tiny.py; of one choice the gate is its probability. Two cores, two ru
 end here.
 """
 
-import importlib.util
 import pathlib
 
 import ml_collections
 
+from moejax.sweep import grid
+
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
+
 
 def get_config() -> ml_collections.ConfigDict:
-    return _tiny("sparse")
+    return grid.load(TINY).get_config("sparse")
 
 
 def sweep(add):
@@ -26,11 +29,3 @@ def sweep(add):
             add(
                 {f"model.moe.{name}": value for name, value in sizes.items()}, **{"train.seed": seed, "data.seed": seed}
             )
-
-
-def _tiny(variant: str) -> ml_collections.ConfigDict:
-    file = pathlib.Path(__file__).parents[1] / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", file)
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    return tiny.get_config(variant)

@@ -8,17 +8,20 @@ python scripts/sweep.py --config=configs/sweeps/transfer.py --workdir=runs/trans
 Heads, hidden widths and experts' widths grow with the model. 200 steps a run, two cores without an accelerator, two runs at a time.
 """
 
-import importlib.util
 import pathlib
 
 import ml_collections
+
+from moejax.sweep import grid
+
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 
 WIDTHS = (64, 128, 256)
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
 
 
 def get_config(rules: str = "mup") -> ml_collections.ConfigDict:
-    c = _tiny("sparse")
+    c = grid.load(TINY).get_config("sparse")
     c.train.steps, c.train.eval_every, c.checkpoint.every = 200, 200, 200
     c.transfer.rules = rules
     if rules != "none":
@@ -33,11 +36,3 @@ def sweep(add):
         for rate in RATES:
             rates = {"train.learning_rate": rate, "train.final_learning_rate": rate / 10}
             add({f"model.{name}": value for name, value in sizes.items()}, **rates)
-
-
-def _tiny(variant: str) -> ml_collections.ConfigDict:
-    file = pathlib.Path(__file__).parents[1] / "tiny.py"
-    spec = importlib.util.spec_from_file_location("tiny", file)
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    return tiny.get_config(variant)

@@ -53,7 +53,7 @@ def read(folder: Path) -> dict[str, History]:
     each: dict[str, list[dict[str, np.ndarray]]] = {}
     for file in sorted(folder.glob("routing/[0-9]*.npz")):
         of_file: dict[str, dict[str, np.ndarray]] = {}
-        for key, value in _arrays(file).items():
+        for key, value in arrays(file).items():
             kind, _, name = key.rpartition(".")
             of_file.setdefault(kind, {"step": np.asarray(int(file.stem))})[name] = value
         for kind, sums in of_file.items():
@@ -82,19 +82,20 @@ class Probe:
 def probe(folder: Path) -> Probe | None:
     """The last one; None where there is none, or it is of a version that did not keep the tokens. Raises DamagedError."""
     files = sorted(folder.glob("routing/probe_*.npz"))
-    arrays = _arrays(files[-1]) if files else {}
-    if "tokens" not in arrays:
+    found = arrays(files[-1]) if files else {}
+    if "tokens" not in found:
         return None
-    valid: Bool[np.ndarray, " N"] = arrays["valid"]
-    order = np.lexsort((arrays["positions"], arrays["rows"]))
+    valid: Bool[np.ndarray, " N"] = found["valid"]
+    order = np.lexsort((found["positions"], found["rows"]))
     order = order[valid[order]]
-    facts = (arrays[name][order] for name in ("tokens", "labels", "rows", "positions"))
-    return Probe(arrays["experts"][:, order], *facts)
+    facts = (found[name][order] for name in ("tokens", "labels", "rows", "positions"))
+    return Probe(found["experts"][:, order], *facts)
 
 
-def _arrays(file: Path) -> dict[str, np.ndarray]:
+def arrays(file: Path) -> dict[str, np.ndarray]:
+    """Of an npz file, by name. Raises DamagedError."""
     try:
-        with np.load(file) as arrays:
-            return dict(arrays)
+        with np.load(file) as found:
+            return dict(found)
     except Exception as error:  # zipfile, zlib and NumPy each have their own
         raise DamagedError(f"{file} cannot be read ({error}); delete it to report without it") from error

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from moejax.errors import DamagedError, UserError
+from moejax.report import history
 from moejax.train.workdir import read_lines
 
 
@@ -174,13 +175,9 @@ def _routing(folder: Path) -> tuple[dict[str, dict[str, np.ndarray]], str]:
     if file is None:
         return {}, ""
     kinds: dict[str, dict[str, np.ndarray]] = {}
-    try:
-        with np.load(file) as arrays:
-            for key in arrays.files:
-                kind, _, name = key.rpartition(".")
-                kinds.setdefault(kind, {})[name] = arrays[key]
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise DamagedError(f"{file} cannot be read ({error}); delete it to report without routing") from error
+    for key, value in history.arrays(file).items():
+        kind, _, name = key.rpartition(".")
+        kinds.setdefault(kind, {})[name] = value
     return kinds, file.stem if file.stem == "heldout" else f"step {int(file.stem)}"
 
 
