@@ -4,7 +4,7 @@
     ragged_dot   this library with lax.ragged_dot as its grouped matmul
     hf           Hugging Face's Qwen3-MoE block with each of its backends for experts, in a process of its own (bench/peer_hf.py)
 
-All of them get the same weights and inputs; before anything is timed, their outputs are compared.
+All of them get the same weights, in the compute type, and inputs; before anything is timed, their outputs are compared.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def _case(cfg: config.Config, skew: str, rounds: int, against: tuple[str, ...], 
         lean(blocks["ragged_dot"], skew)
     if "dense" in against:
         blocks["dense"] = Dense(model, rngs=nnx.Rngs(1))
+    blocks = {name: _held(block, model.compute_dtype) for name, block in blocks.items()}
     context, mode = context_of(cfg), Mode(training=True, capacity_factor=None)
     calls: dict[str, Callable[[], Any]] = {}
     for name, block in blocks.items():
@@ -106,6 +107,15 @@ def _pair(block: nnx.Module, x: jax.Array, dy: jax.Array, context: Any, mode: Mo
 
     one, both = jax.jit(forward), jax.jit(jax.grad(value, argnums=(0, 1)))
     return {"forward": lambda: one(block, x), "both": lambda: both(block, x)}
+
+
+def _held(block: nnx.Module, dtype: str) -> nnx.Module:
+    """The block with its matrices in the type they are multiplied in, as a peer holds its own; a router stays as it is."""
+
+    def of(path: tuple, w: jax.Array) -> jax.Array:
+        return w if "router" in jax.tree_util.keystr(path) else w.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(of, block)
 
 
 def _with_kernel(model: config.Model, kernel: str) -> config.Model:

@@ -27,8 +27,16 @@ def _gather_sum(rows: Array, index: Array, weights: Array | None) -> Array:
 
 
 def _sum(rows: Array, index: Array, weights: Array | None) -> Array:
-    taken = rows.at[index].get(mode="fill", fill_value=0).astype(F32)
-    return jnp.sum(taken if weights is None else taken * _live(index, rows, weights)[..., None], axis=1)
+    """A gather for every choice: these fuse into one pass with the sum. One gather of all choices is written out before it is summed."""
+    factors = None if weights is None else _live(index, rows, weights)
+    choices = range(index.shape[1])
+    parts = [_taken(rows, index[:, k]) if factors is None else _taken(rows, index[:, k]) * factors[:, k, None] for k in choices]
+    return sum(parts[1:], parts[0])
+
+
+def _taken(rows: Array, index: Array) -> Array:
+    """The named rows in fp32, zeros for those past the end."""
+    return rows.at[index].get(mode="fill", fill_value=0).astype(F32)
 
 
 def _live(index: Array, rows: Array, weights: Array) -> Array:
@@ -50,8 +58,7 @@ def _backward(kept: tuple, dy: Array):
     if weights is None:
         return d_rows.astype(rows.dtype), no_gradient(index), None
     factor = weights.reshape(-1).at[place].get(mode="fill", fill_value=0)
-    taken = rows.at[index].get(mode="fill", fill_value=0).astype(F32)
-    d_weights = jnp.sum(taken * dy[:, None, :], axis=-1)
+    d_weights = jnp.stack([jnp.sum(_taken(rows, index[:, k]) * dy, axis=1) for k in range(choices)], axis=1)
     return (d_rows * factor[:, None]).astype(rows.dtype), no_gradient(index), d_weights.astype(weights.dtype)
 
 

@@ -1,7 +1,6 @@
 """Every backend of the grouped matmul against NumPy float64 in values and gradients (B14)."""
 
 import functools
-import itertools
 
 import harness
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from moejax.errors import ConfigError
-from moejax.kernels.grouped_matmul import BACKENDS, Groups, backend, blocks, grouped_matmul, grouped_matmul_dw, pick
+from moejax.kernels.grouped_matmul import BACKENDS, backend, grouped_matmul, grouped_matmul_dw, pick
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -188,48 +187,6 @@ def test_a_part_of_the_groups_must_be_named():
 def test_kernels_through_the_interface(impl):
     """Interpreted, with their gradients: the same battery, one cut of the rows."""
     compare(impl, 3, SIZES[3]["empty first"], "float32")
-
-
-def test_blocks_past_the_int32_middle():
-    """B19: block arithmetic on groups near 2^31 rows equals int64 NumPy."""
-    sizes = [2**31 - 2000, 0, 300, 1000]
-    work = blocks.cut(Groups(jnp.asarray(sizes, jnp.int32)), sum(sizes))
-    np.testing.assert_array_equal(work.stops, np.cumsum(sizes))
-    np.testing.assert_array_equal(work.active[: int(work.number)], [0, 2, 3])
-    large, small = work.sizes
-    for group in (0, 2, 3):
-        row, stop = sum(sizes[:group]), sum(sizes[: group + 1])
-        first, last = (tuple(int(v) for v in part) for part in work.series(jnp.int32(group)))
-        middle = row + sizes[group] // large * large
-        assert first == (large, row, sizes[group] // large)
-        assert last == (small, middle, -(-(stop - middle) // small))
-        turns = last[2]
-        block = blocks.Block(jnp.int32(middle + (turns - 1) * small), work.stops[group], small)
-        mine = middle + (turns - 1) * small + np.arange(small, dtype=np.int64) < stop
-        np.testing.assert_array_equal(block.mine[:, 0], mine)
-
-
-def test_blocks_follow_the_rows_of_a_group():
-    """About half the mean rows of a group, a power of two, within bounds, and a quarter of that for the rest if it is not too few."""
-    wanted = {(0, 1): (32,), (100, 8): (32,), (2048, 16): (64,), (4096, 16): (128, 32), (10**6, 8): (256, 64)}
-    assert {case: blocks.block_sizes(*case) for case in wanted} == wanted
-
-
-@pytest.mark.parametrize("sizes", [(600, 301, 0, 150), (1, 255, 128, 700)])
-def test_blocks_of_two_sizes(sizes):
-    """B13: groups of whole large blocks, of small ones only, and of both: values and gradients."""
-    assert len(blocks.block_sizes(sum(sizes), 4)) == 2
-    r = np.random.default_rng(0)
-    x, w, dy = (jnp.float32(r.normal(size=shape)) for shape in ((sum(sizes), 3), (4, 3, 5), (sum(sizes), 5)))
-    groups = jnp.asarray(sizes, jnp.int32)
-    y, back = jax.vjp(lambda x, w: grouped_matmul(x, w, groups, impl="blocked"), x, w)
-    dx, dw = back(dy)
-    parts = np.cumsum((0, *sizes))
-    for g, (begin, end) in enumerate(itertools.pairwise(parts)):
-        own = slice(begin, end)
-        harness.close(y[own], np.float64(x[own]) @ w[g], what="y")
-        harness.close(dx[own], np.float64(dy[own]) @ w[g].T, what="dx")
-        harness.close(dw[g], np.float64(x[own]).T @ dy[own], what="dw")
 
 
 def test_unknown_backend():

@@ -178,9 +178,11 @@ def test_plain_forms(impl):
     compare(impl, activations.SWIGLU, with_inverse=True)
 
 
-def test_blocks_of_two_sizes(monkeypatch):
-    monkeypatch.setattr(blocks, "SMALLEST", 4)
-    assert blocks.block_sizes(R, E) == (16, 4)
+def test_blocks_of_several_sizes(monkeypatch):
+    """Blocks that run over by up to two rows, which belong to the next group."""
+    monkeypatch.setattr(blocks, "LADDER", (128, 16, 8, 2))
+    monkeypatch.setattr(blocks, "SPARE", 2)
+    assert blocks.block_sizes(R, E) == (16, 8, 2)
     compare("blocked", activations.SWIGLU, with_inverse=True, jitted=layer.__wrapped__)
 
 

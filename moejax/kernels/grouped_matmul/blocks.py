@@ -1,6 +1,6 @@
-"""Loops over groups of contiguous rows, and within a group over blocks of one or two fixed numbers of rows; all of dynamic trip count.
+"""Loops over groups of contiguous rows, and within a group over blocks of a few fixed numbers of rows; all of dynamic trip count.
 
-The last block of a group runs over into the rows of the next group: what is written there is overwritten when that group's turn comes
+The last block of a group may run over into the rows of the next group: what is written there is overwritten when that group's turn comes
 (blocks go in order), and what is read there is masked where it would be summed. A group's weights are sliced once for all its blocks.
 """
 
@@ -16,8 +16,11 @@ from jaxtyping import Array, Int
 from moejax import collectives
 from moejax.kernels.grouped_matmul.backend import Groups, stops
 
-SMALLEST, LARGEST = 32, 256
-"""Rows of a block: below, the cost of a turn of the loop shows; above, nothing is gained any more."""
+LADDER = 512, 256, 128, 32
+"""Rows of a block. Above, nothing is gained any more; below, a turn of the loop costs as much as the next size up."""
+SPARE = 64
+"""Rows of a block that may be empty: fewer and larger blocks are faster, since a matmul turns its weight anew for each, which takes as long
+as some 40 rows do."""
 
 
 class Block(NamedTuple):
@@ -43,12 +46,12 @@ class Blocks(NamedTuple):
     starts: Int[Array, " G"]
     stops: Int[Array, " G"]
     sizes: tuple[int, ...]
-    """Rows of a block, falling: as many of each as fit into what the larger ones left, and the last of the smallest runs over."""
+    """Rows of a block, falling."""
 
     @property
     def over(self) -> int:
         """Rows that a block may reach past the buffer."""
-        return self.sizes[-1]
+        return max(SPARE, self.sizes[-1])
 
     def each_group(self, visit: Callable[[Array, Any], Any], carry: Any) -> Any:
         """visit(group, carry) for every group that has rows."""
@@ -65,21 +68,21 @@ class Blocks(NamedTuple):
         return carry
 
     def series(self, group: Int[Array, ""]) -> list[tuple[int, Array, Array]]:
-        """(rows of a block, first row, number of blocks), a series after another, of a group."""
+        """(rows of a block, first row, number of blocks), a series after another, of a group: of each size as many as what the larger ones
+        left fills, and one more if at most SPARE rows of it stay empty. Of the smallest as many as it takes."""
         row, stop, found = self.starts[group], self.stops[group], []
         for size in self.sizes:
-            turns = -(-(stop - row) // size) if size == self.over else (stop - row) // size
+            spare = size - 1 if size == self.sizes[-1] else min(SPARE, size - 1)
+            turns = jnp.maximum(stop - row + spare, 0) // size
             found.append((size, row, turns))
             row = row + turns * size
         return found
 
 
 def block_sizes(rows: int, groups: int) -> tuple[int, ...]:
-    """About half the mean rows of a group, a power of two, and a quarter of that for what is left of a group: a matmul pays for turning
-    its operands whatever its rows, and half of the smallest block is wasted a group."""
-    half_mean = max(1, rows // (2 * groups))
-    large = min(LARGEST, max(SMALLEST, 1 << half_mean.bit_length() - 1))
-    return (large, large // 4) if large >= 4 * SMALLEST else (large,)
+    """Up to twice the mean rows of a group: larger ones would be compiled for few."""
+    largest = min(2 * rows // max(1, groups), rows + SPARE)
+    return tuple(size for size in LADDER if size <= largest) or LADDER[-1:]
 
 
 def cut(groups: Groups, rows: int) -> Blocks:
