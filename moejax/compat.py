@@ -13,6 +13,20 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
     return frozenset(kind.mat.varying if hasattr(kind, "mat") else kind.vma)
 
 
+def without_varying(function: Any, *arrays: Any, **named: Any) -> Any:
+    """function(*arrays) inside shard_map, traced as if no array varied over mesh axes; what it returns varies as they do.
+
+    For the interpreter of TPU kernels, which forgets of some of its numbers that they vary."""
+    from jax._src import config
+
+    axes = tuple(sorted({axis for x in jax.tree.leaves((arrays, named)) for axis in varying_axes(x)}))
+    if not axes:
+        return function(*arrays, **named)
+    with config._check_vma(False):
+        out = jax.jit(function)(*arrays, **named)
+    return jax.tree.map(lambda y: jax.lax.pcast(y, axes, to="varying"), out)
+
+
 OVERLAP = {"xla_tpu_enable_async_all_to_all": "true", "xla_tpu_enable_all_experimental_scheduler_features": "true"}
 """Options of the TPU compiler under which exchanges start early and end late, with computation in between."""
 

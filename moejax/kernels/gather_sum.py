@@ -30,7 +30,10 @@ def _sum(rows: Array, index: Array, weights: Array | None) -> Array:
     """A gather for every choice: these fuse into one pass with the sum. One gather of all choices is written out before it is summed."""
     factors = None if weights is None else _live(index, rows, weights)
     choices = range(index.shape[1])
-    parts = [_taken(rows, index[:, k]) if factors is None else _taken(rows, index[:, k]) * factors[:, k, None] for k in choices]
+    parts = [
+        _taken(rows, index[:, k]) if factors is None else _taken(rows, index[:, k]) * factors[:, k, None]
+        for k in choices
+    ]
     return sum(parts[1:], parts[0])
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import sharding
 from moejax.errors import ConfigError
 from moejax.kernels import activations, quantized
 from moejax.kernels.activations import Activation
@@ -191,17 +190,6 @@ def test_kernels_through_the_interface(monkeypatch, impl):
     """Interpreted, with every gradient: biases and weights of rows, one cut of the rows."""
     monkeypatch.setattr(sys.modules[__name__], "LAYOUTS", {"mixed": LAYOUTS["mixed"]})
     compare(impl, ACTIVATIONS["gpt_oss"], biases=True)
-
-
-def test_tpu_kernels_are_not_interpreted_in_a_layer(mesh_of):
-    """Said in one line, before anything is compiled."""
-    x, w, row_weight, _ = operands(activations.SWIGLU, False, "float32")
-    sizes, batch = jnp.zeros(E, jnp.int32), sharding.spec("batch")
-    body = lambda x: grouped_mlp(x, None, sizes, w, impl="pallas_tpu")  # noqa: E731
-    with jax.set_mesh(mesh_of()):
-        x = jax.reshard(x, batch)
-        with pytest.raises(ConfigError, match="kernel=pallas_tpu on cpu: inside a layer.*kernel=auto"):
-            jax.eval_shape(jax.shard_map(body, in_specs=batch, out_specs=batch), x)
 
 
 @pytest.mark.parametrize("impl", PLAIN)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -18,15 +22,25 @@ from moejax.kernels.grouped_matmul.pallas_tpu import forward, gated, gradient
 INTERPRETED_AS = "v5e"
 
 
-def _target(x: Array) -> dict[str, Any]:
-    """For a kernel that reads x. The interpreter loses the axes that index maps vary over, so it works on one device's own arrays alone."""
-    found = target.here("tpu", INTERPRETED_AS, compat.tpu_interpreter)
-    if found["interpret"] and compat.varying_axes(x):
+def _run(kernel: Callable[..., Any], *arrays: Any, **named: Any) -> Any:
+    """The kernel on arrays, with what it must know of the machine."""
+    settings = target.here("tpu", INTERPRETED_AS, compat.tpu_interpreter)
+    bound = functools.partial(kernel, **settings)
+    if not settings["interpret"]:
+        return bound(*arrays, **named)
+    _check_threads(jax.sharding.get_abstract_mesh().size)
+    return compat.without_varying(bound, *arrays, **named)
+
+
+def _check_threads(devices: int) -> None:
+    """Interpreted kernels of all devices wait for each other in threads of one pool, and need one more of it to be handed arrays."""
+    asked = int(os.environ.get("NPROC") or os.cpu_count() or 1)
+    threads = max(asked, jax.local_device_count())
+    if threads <= devices:
         raise ConfigError(
-            f"model.moe.kernel=pallas_tpu on {sharding.platform()}: inside a layer the TPU kernels are compiled for TPU only, and "
-            "interpreted only outside of shard_map; set kernel=auto"
+            f"model.moe.kernel=pallas_tpu on {sharding.platform()}, interpreted on {devices} devices with {threads} threads: at least one "
+            f"more than devices, or they wait for ever; set NPROC={2 * devices} in the environment before the start, or kernel=auto"
         )
-    return found
 
 
 def _where(groups: Groups) -> tuple[Array, Array]:
@@ -36,34 +50,25 @@ def _where(groups: Groups) -> tuple[Array, Array]:
 def _matmul(xs: tuple, ws: tuple, groups: Groups, transpose_w: bool, bias: Array | None, out_dtype: jnp.dtype) -> Array:
     if transpose_w:  # the gradient of frozen weights' input: made with the weights they stand for
         ws = tuple(quantized.whole(w, x.dtype) for w, x in zip(ws, xs, strict=True))
-    return forward.matmul(
-        xs, ws, *_where(groups), transpose_w=transpose_w, bias=target.fp32(bias), out_dtype=out_dtype, **_target(xs[0])
-    )
+    kernel = functools.partial(forward.matmul, transpose_w=transpose_w, out_dtype=out_dtype)
+    return _run(kernel, xs, ws, *_where(groups), bias=target.fp32(bias))
 
 
 def _weight_gradient(x: Array, dy: Array, groups: Groups, out_dtype: jnp.dtype, into: Array | None = None) -> Array:
-    return gradient.weight_gradient(x, dy, *_where(groups), accumulate_into=into, out_dtype=out_dtype, **_target(x))
+    kernel = functools.partial(gradient.weight_gradient, out_dtype=out_dtype)
+    return _run(kernel, x, dy, *_where(groups), accumulate_into=into)
 
 
 def _glu(x: Array, gate: Any, up: Any, gate_bias: Any, up_bias: Any, groups: Groups, activation: Activation) -> Any:
     biases = {"gate_bias": target.fp32(gate_bias), "up_bias": target.fp32(up_bias)}
-    return gated.glu(x, gate, up, *_where(groups), activation=activation, **biases, **_target(x))
+    return _run(functools.partial(gated.glu, activation=activation), x, gate, up, *_where(groups), **biases)
 
 
 def _dglu(
     dy: Array, down: Any, gate_h: Any, up_h: Array, row_weight: Any, groups: Groups, activation: Activation
 ) -> Any:
-    whole = quantized.whole(down, dy.dtype)
-    return gated.dglu(
-        dy,
-        whole,
-        gate_h,
-        up_h,
-        *_where(groups),
-        activation=activation,
-        row_weight=target.fp32(row_weight),
-        **_target(dy),
-    )
+    kernel, whole = functools.partial(gated.dglu, activation=activation), quantized.whole(down, dy.dtype)
+    return _run(kernel, dy, whole, gate_h, up_h, *_where(groups), row_weight=target.fp32(row_weight))
 
 
 BACKEND = Backend(_matmul, _weight_gradient, _glu, _dglu, platform="tpu")
