@@ -7,7 +7,6 @@ import sys
 
 import cases
 import harness
-import jax
 import pytest
 from train import small
 
@@ -41,4 +40,3 @@ def test_too_few_threads(mesh_of, monkeypatch):
     p = harness.problem(moe, rows=8, seed=1)
     with pytest.raises(ConfigError, match="pallas_tpu on cpu, interpreted on 8 devices with 8 threads.*NPROC=16"):
         harness.run(p, mesh_of(expert=8), moe, Mode(True, None))
-    assert jax.device_count() == 8
