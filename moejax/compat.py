@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
+import jax.extend
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
@@ -16,15 +18,40 @@ def varying_axes(x: jax.Array) -> frozenset[str]:
 def without_varying(function: Any, *arrays: Any, **named: Any) -> Any:
     """function(*arrays) inside shard_map, traced as if no array varied over mesh axes; what it returns varies as they do.
 
-    For the interpreter of TPU kernels, which forgets of some of its numbers that they vary."""
+    For the interpreter of TPU kernels, which forgets of some of its numbers that they vary. One operation that nothing looks into,
+    so that scans and derivatives around it do not trace it again."""
     from jax._src import config
 
-    axes = tuple(sorted({axis for x in jax.tree.leaves((arrays, named)) for axis in varying_axes(x)}))
+    leaves, tree = jax.tree.flatten((arrays, named))
+    axes = tuple(sorted({axis for x in leaves for axis in varying_axes(x)}))
     if not axes:
         return function(*arrays, **named)
+
+    def flat(*leaves: jax.Array) -> Any:
+        arrays, named = jax.tree.unflatten(tree, leaves)
+        return function(*arrays, **named)
+
     with config._check_vma(False):
-        out = jax.jit(function)(*arrays, **named)
-    return jax.tree.map(lambda y: jax.lax.pcast(y, axes, to="varying"), out)
+        traced, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+    like = next(x for x in leaves if varying_axes(x) == frozenset(axes))
+    results = tuple(jax.typeof(like).update(shape=r.shape, dtype=r.dtype, weak_type=False) for r in traced.out_avals)
+    return jax.tree.unflatten(jax.tree.structure(shapes), _opaque().bind(*leaves, call_jaxpr=traced, results=results))
+
+
+@functools.cache
+def _opaque() -> Any:
+    """An operation that is a traced function, whole."""
+    from jax._src.interpreters import mlir
+
+    primitive = jax.extend.core.Primitive("opaque")
+    primitive.multiple_results = True
+    primitive.def_effectful_abstract_eval(lambda *_, call_jaxpr, results: (list(results), call_jaxpr.effects))
+
+    def lower(context: Any, *arrays: Any, call_jaxpr: Any, results: Any) -> Any:
+        return mlir.core_call_lowering(context, *arrays, name="opaque", call_jaxpr=call_jaxpr)
+
+    mlir.register_lowering(primitive, lower, cacheable=False)
+    return primitive
 
 
 OVERLAP = {"xla_tpu_enable_async_all_to_all": "true", "xla_tpu_enable_all_experimental_scheduler_features": "true"}
