@@ -4,7 +4,6 @@ import importlib.util
 import json
 import pathlib
 import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ def test_the_block_against_ragged_dot(monkeypatch):
         for kind in ("forward", "both"):
             assert row[kind]["ms"].keys() == {"moejax", "dense", "ragged_dot"}
             assert row[kind]["over_moejax"].keys() == {"dense", "ragged_dot"}
+    assert result["peers"]["ragged_dot"]["ragged_dot"].startswith("jax")
     assert "ragged_dot" in block.table(result) and json.dumps(result)
 
 
@@ -39,44 +39,37 @@ def test_another_function_is_not_timed():
         block._same("peer", np.where(np.arange(6).reshape(2, 3, 1) == 4, 0, wanted), wanted, SMALL)
 
 
-@pytest.fixture
-def parrot(monkeypatch, tmp_path):
-    """A peer that knows one block: y is x, and a call takes 0.25 s of its own clock."""
-    script = tmp_path / "parrot.py"
-    script.write_text(
-        textwrap.dedent("""
-            import json, sys
-            import numpy as np
-            x = np.load(sys.argv[1])["x"]
-            print(json.dumps({"versions": {"parrot": sys.argv[2]}, "names": ["parrot"]}), flush=True)
-            for line in sys.stdin:
-                asked = json.loads(line)
-                if asked["kind"] == "output":
-                    np.save(sys.argv[1] + ".npy", x)
-                    print(json.dumps({"file": sys.argv[1] + ".npy"}), flush=True)
-                else:
-                    print(json.dumps({"seconds": 0.25}), flush=True)
-        """)
-    )
-    monkeypatch.setattr(peer, "SCRIPT", script)
+PARROT = """
+import time
+
+def blocks(arrays, settings):
+    def sleep():
+        time.sleep(settings["seconds"])
+    return {"parrot": {"forward": lambda: arrays["x"], "both": sleep}}, lambda y: 2 * y, {"parrot": 1}
+"""
 
 
-def test_a_peer_in_a_process_of_its_own(parrot):
-    """It gets arrays, gives its output, and is asked for one call at a time."""
+def test_a_peer_in_a_process_of_its_own(tmp_path):
+    """It gets arrays and settings, gives its output, and is asked for one call at a time, by its own clock."""
+    file = tmp_path / "parrot.py"
+    file.write_text(PARROT)
     x = np.arange(6, dtype=np.float32)
-    other = peer.Peer(sys.executable, {"x": x}, "float32")
-    assert other.names == ["parrot"] and other.versions == {"parrot": "float32"}
-    np.testing.assert_array_equal(other.output("parrot"), x)
-    assert {name: clock() for name, clock in other.clocks().items()} == {"parrot forward": 0.25, "parrot both": 0.25}
-    other.close()
+    with peer.Peer(sys.executable, str(file), {"x": x}, {"seconds": 0.05}) as other:
+        assert other.names == ["parrot"] and other.versions == {"parrot": 1}
+        np.testing.assert_array_equal(other.output("parrot"), 2 * x)
+        clocks = other.clocks()
+        assert list(clocks) == ["parrot forward", "parrot both"]
+        assert clocks["parrot both"]() >= 0.05 and clocks["parrot forward"]() > 0
+    assert other._process.returncode == 0
 
 
-def test_a_peer_that_dies_says_what_it_needs(monkeypatch, tmp_path):
+def test_a_peer_that_dies_says_what_it_needs(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit(3)")
-    monkeypatch.setattr(peer, "SCRIPT", broken)
-    with pytest.raises(UserError, match="ended with code 3; it needs torch"):
-        peer.Peer(sys.executable, {"x": np.zeros(1)}, "float32")
+    with pytest.raises(UserError, match="ended with code 3; .* must be an interpreter that can import what"):
+        peer.Peer(sys.executable, str(broken), {"x": np.zeros(1)}, {})
+    with pytest.raises(UserError, match="no_python cannot be run"):
+        peer.Peer("no_python", "peer_hf.py", {"x": np.zeros(1)}, {})
 
 
 def test_the_block_without_a_config_is_the_experiment_file():

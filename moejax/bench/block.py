@@ -2,14 +2,17 @@
 
     dense        the dense twin of equal active FLOPs
     ragged_dot   this library with lax.ragged_dot as its grouped matmul
-    hf           Hugging Face's Qwen3-MoE block with each of its backends for experts, in a process of its own (bench/peer_hf.py)
+    hf           Hugging Face's Qwen3-MoE block with each of its backends for experts (bench/peer_hf.py)
 
-All of them get the same weights, in the compute type, and inputs; before anything is timed, their outputs are compared.
+The last two have processes of their own, which wait while another is timed. All of them get the same weights, in the compute type, and
+inputs; before anything is timed, their outputs are compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +30,9 @@ from moejax.errors import UserError
 from moejax.layers.feed_forward import Dense, Sparse
 from moejax.moe.inputs import Mode
 
-AGAINST = ("dense", "ragged_dot", "hf")
+PEERS = {"ragged_dot": "peer_ragged_dot.py", "hf": "peer_hf.py"}
+"""What runs in a process of its own, and its blocks."""
+AGAINST = ("dense", *PEERS)
 DEFAULT = config.Config(
     data=config.Data(batch=4, context=1024),
     model=config.Model(width=512, moe=config.MoE(num_experts=32, top_k=4, hidden=256)),
@@ -35,6 +40,7 @@ DEFAULT = config.Config(
 """4,096 tokens of width 512, 32 experts of width 256, 4 a token."""
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest difference between two outputs, as a share of the largest entry, that is still the same function."""
+MODE = Mode(training=True, capacity_factor=None)
 
 
 def run(
@@ -46,8 +52,9 @@ def run(
             "--against=hf needs --torch=PYTHON, an interpreter that has torch and transformers; install them apart"
         )
     mesh = meshes.make(config.Mesh(), jax.devices()[:1])
+    versions: dict[str, Any] = {}
     with jax.set_mesh(mesh):
-        rows = [_case(cfg, skew, rounds, against, torch) for skew in SKEWS]
+        rows = [_case(cfg, skew, rounds, against, torch, versions) for skew in SKEWS]
     moe = cfg.model.moe
     shape = {
         "tokens": cfg.data.batch * cfg.data.context,
@@ -58,49 +65,49 @@ def run(
         "dtype": cfg.model.compute_dtype,
         "kernel": moe.kernel,
     }
-    peer = rows[0].pop("peer", None)
-    versions = {} if peer is None else {"peer": peer}
-    return {"shape": shape, "rounds": rounds, "machine": timing.machine(), **versions, "rows": rows}
+    return {"shape": shape, "rounds": rounds, "machine": timing.machine(), "peers": versions, "rows": rows}
 
 
-def _case(cfg: config.Config, skew: str, rounds: int, against: tuple[str, ...], torch: str | None) -> dict[str, Any]:
-    """One skew: everything timed in turn."""
-    model = dataclasses.replace(cfg.model, hidden=cfg.model.moe.top_k * cfg.model.moe.hidden)
-    sparse = Sparse(model, rngs=nnx.Rngs(0))
-    lean(sparse, skew)
-    x, dy = inputs(cfg), inputs(cfg, seed=3)
-    blocks: dict[str, nnx.Module] = {"moejax": sparse}
-    if "ragged_dot" in against:
-        blocks["ragged_dot"] = Sparse(_with_kernel(model, "xla"), rngs=nnx.Rngs(0))
-        lean(blocks["ragged_dot"], skew)
+def _case(
+    cfg: config.Config, skew: str, rounds: int, against: tuple[str, ...], torch: str | None, versions: dict[str, Any]
+) -> dict[str, Any]:
+    """One skew: everything timed in turn. Into `versions` goes what each peer says of itself."""
+    sparse = drawn(cfg.model, skew)
+    calls = _named("moejax", functions(sparse, cfg))
     if "dense" in against:
-        blocks["dense"] = Dense(model, rngs=nnx.Rngs(1))
-    blocks = {name: _held(block, model.compute_dtype) for name, block in blocks.items()}
-    context, mode = context_of(cfg), Mode(training=True, capacity_factor=None)
-    calls: dict[str, Callable[[], Any]] = {}
-    for name, block in blocks.items():
-        calls |= {f"{name} {kind}": call for kind, call in _pair(block, x, dy, context, mode).items()}
-    y, load = calls["moejax forward"](), _loads(sparse, x, context, mode)
-    if "ragged_dot" in against:
-        _same("ragged_dot", np.float32(calls["ragged_dot forward"]()), np.float32(y), cfg)
+        twin = dataclasses.replace(cfg.model, hidden=cfg.model.moe.top_k * cfg.model.moe.hidden)
+        calls |= _named("dense", functions(Dense(twin, rngs=nnx.Rngs(1)), cfg))
+    y, load = np.float32(calls["moejax forward"]()), _loads(sparse, cfg)
+    arrays = arguments(sparse, inputs(cfg), inputs(cfg, seed=3))
+    settings = {"config": config.to_dict(cfg), "skew": skew, "dtype": cfg.model.compute_dtype}
+    clocks: dict[str, Callable[[], float]] = {}
+    with contextlib.ExitStack() as stack:
+        for name in (name for name in PEERS if name in against):
+            python = torch if name == "hf" else sys.executable
+            peer = stack.enter_context(Peer(python, PEERS[name], arrays, settings))
+            for block in peer.names:
+                _same(block, peer.output(block), y, cfg)
+            clocks |= peer.clocks()
+            versions[name] = peer.versions
+        own = timing.samples(calls, rounds, clocks)
     result: dict[str, Any] = {"skew": skew, "max_load_over_mean": round(float(load.max() / load.mean()), 3)}
-    peer = None
-    if "hf" in against:
-        peer = Peer(torch, arguments(sparse, x, dy), model.compute_dtype)
-        result["peer"] = peer.versions
-        for name in peer.names:
-            _same(name, peer.output(name), np.float32(y), cfg)
-    own = timing.samples(calls, rounds, peer.clocks() if peer else {})
-    if peer:
-        peer.close()
     return result | {kind: _summary(own, kind) for kind in ("forward", "both")}
 
 
-def _pair(block: nnx.Module, x: jax.Array, dy: jax.Array, context: Any, mode: Mode) -> dict[str, Callable[[], Any]]:
-    """The block's output, and its gradients of parameters and input."""
+def drawn(model: config.Model, skew: str) -> Sparse:
+    """The sparse layer, seed 0, with a skewed router."""
+    sparse = Sparse(model, rngs=nnx.Rngs(0))
+    lean(sparse, skew)
+    return sparse
+
+
+def functions(block: nnx.Module, cfg: config.Config) -> dict[str, Callable[[], Any]]:
+    """The block's output, and its gradients of parameters and input, on the bench's inputs and cotangents."""
+    x, dy, context = inputs(cfg), inputs(cfg, seed=3), context_of(cfg)
+    block = _held(block, cfg.model.compute_dtype)
 
     def forward(block: nnx.Module, x: jax.Array) -> jax.Array:
-        return block(x, context, jnp.int32(0), mode, NO_SIDE)[0]
+        return block(x, context, jnp.int32(0), MODE, NO_SIDE)[0]
 
     def value(block: nnx.Module, x: jax.Array) -> jax.Array:
         return jnp.sum(forward(block, x).astype(jnp.float32) * dy.astype(jnp.float32))
@@ -118,12 +125,13 @@ def _held(block: nnx.Module, dtype: str) -> nnx.Module:
     return jax.tree_util.tree_map_with_path(of, block)
 
 
-def _with_kernel(model: config.Model, kernel: str) -> config.Model:
-    return dataclasses.replace(model, moe=dataclasses.replace(model.moe, kernel=kernel))
+def _named(who: str, calls: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    return {f"{who} {kind}": call for kind, call in calls.items()}
 
 
-def _loads(sparse: Sparse, x: jax.Array, context: Any, mode: Mode) -> np.ndarray:
-    return np.asarray(sparse(x, context, jnp.int32(0), mode, NO_SIDE)[1]["sums"]["load"]).sum(0)
+def _loads(sparse: Sparse, cfg: config.Config) -> np.ndarray:
+    """Assignments of each expert, [E]."""
+    return np.asarray(sparse(inputs(cfg), context_of(cfg), jnp.int32(0), MODE, NO_SIDE)[1]["sums"]["load"]).sum(0)
 
 
 def arguments(sparse: Sparse, x: jax.Array, dy: jax.Array) -> dict[str, np.ndarray]:
@@ -162,8 +170,8 @@ def _summary(seconds: dict[str, list[float]], kind: str) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The numbers for a person."""
-    parts = [part for part in ("shape", "machine", "peer") if part in result]
-    lines = [", ".join(f"{k} {v}" for k, v in result[part].items()) for part in parts]
+    parts = [result["shape"], result["machine"], *result["peers"].values()]
+    lines = [", ".join(f"{k} {v}" for k, v in part.items()) for part in parts]
     lines.append(f"{result['rounds']} rounds in turn; ms, median (10 to 90 %), and how many times this library's")
     for row in result["rows"]:
         for kind, label in (("forward", "forward"), ("both", "forward and backward")):

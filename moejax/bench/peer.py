@@ -1,4 +1,4 @@
-"""Another library in a process of its own, with its own interpreter: it is handed arrays, runs one call when asked, and reports seconds."""
+"""Blocks in a process of its own, with its own interpreter: it is handed arrays, runs one call when asked, and reports seconds."""
 
 from __future__ import annotations
 
@@ -13,27 +13,40 @@ import numpy as np
 
 from moejax.errors import UserError
 
-SCRIPT = Path(__file__).with_name("peer_hf.py")
+HERE = Path(__file__).parent
+SCRIPT = HERE / "peer_process.py"
 
 
 class Peer:
-    """The blocks of peer_hf.py: names, outputs, and clocks that run one call each."""
+    """The blocks that a file beside this one defines (see peer_process.py): names, outputs, and clocks that run one call each.
 
-    def __init__(self, python: str, arrays: dict[str, np.ndarray], dtype: str):
+    A context: the process ends with it."""
+
+    def __init__(self, python: str, blocks: str, arrays: dict[str, np.ndarray], settings: dict[str, Any]):
         self._folder = tempfile.TemporaryDirectory()
-        inputs = Path(self._folder.name) / "inputs.npz"
-        np.savez(inputs, **arrays)
+        self._needs = f"{python} must be an interpreter that can import what moejax/bench/{blocks} imports"
+        files = [Path(self._folder.name) / name for name in ("inputs.npz", "settings.json")]
+        np.savez(files[0], **arrays)
+        files[1].write_text(json.dumps(settings))
         try:
             self._process = subprocess.Popen(
-                [python, str(SCRIPT), str(inputs), dtype], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [python, str(SCRIPT), str(HERE / blocks), *map(str, files)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
         except OSError as error:
-            raise UserError(
-                f"--torch={python} cannot be run: {error.strerror}; give an interpreter that has torch"
-            ) from error
+            self._folder.cleanup()
+            raise UserError(f"{python} cannot be run: {error.strerror}; {self._needs}") from error
         hello = self._answer()
         self.versions: dict[str, Any] = hello["versions"]
         self.names: list[str] = hello["names"]
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def output(self, name: str) -> np.ndarray:
         """The block's output, fp32."""
@@ -63,8 +76,5 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             self.close()
-            raise UserError(
-                f"the process with torch ended with code {self._process.returncode}; it needs torch and transformers: "
-                "pip install torch transformers, in an environment of its own"
-            )
+            raise UserError(f"a peer's process ended with code {self._process.returncode}; {self._needs}")
         return json.loads(line)

@@ -1,58 +1,32 @@
-"""Hugging Face's Qwen3-MoE block, run by an interpreter that has torch and transformers and need not have this library.
+"""Hugging Face's Qwen3-MoE block with each of its backends for experts: blocks for peer_process.py, where torch and transformers are."""
 
-python peer_hf.py INPUTS.npz DTYPE: says hello on its output, then does what each line of its input asks, one JSON object a line.
-"""
-
-import json
 import os
-import sys
-import time
-
-del sys.path[0]  # this folder: it has a statistics.py too
-
-import numpy as np  # noqa: E402
 
 BACKENDS = ("eager", "grouped_mm")
 """Backends for experts that a CPU runs at this size; batched_mm copies a weight for every row."""
 
 
-def main(inputs, dtype):
-    """Answers until its input ends."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print is not an answer
-
-    def say(answer):
-        print(json.dumps(answer), file=out, flush=True)
-
+def blocks(arrays, settings):
+    """A block a backend, with these weights in settings["dtype"]."""
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    arrays = {name: torch.from_numpy(a) for name, a in np.load(inputs).items()}
-    calls = {f"hf {backend}": functions(backend, arrays, getattr(torch, dtype)) for backend in BACKENDS}
-    for functions_of in calls.values():  # the first call of each is not like the others
-        for call in functions_of.values():
-            call()
+    tensors = {name: torch.from_numpy(a) for name, a in arrays.items()}
+    dtype = getattr(torch, settings["dtype"])
     versions = {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
     }
-    say({"versions": versions, "names": list(calls)})
-    for line in sys.stdin:
-        asked = json.loads(line)
-        call = calls[asked["name"]]
-        if asked["kind"] == "output":
-            file = os.path.join(os.path.dirname(inputs), "output.npy")
-            np.save(file, call["forward"]().float().numpy())
-            say({"file": file})
-            continue
-        began = time.perf_counter()
-        call[asked["kind"]]()
-        say({"seconds": time.perf_counter() - began})
+    return (
+        {f"hf {backend}": _functions(backend, tensors, dtype) for backend in BACKENDS},
+        lambda y: y.float().numpy(),
+        versions,
+    )
 
 
-def functions(backend, arrays, dtype):
+def _functions(backend, arrays, dtype):
     """{"forward", "both"}: the block on the given arrays, its output, and its gradients of parameters and input."""
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import Qwen3MoeConfig  # pyright: ignore[reportMissingImports]
@@ -83,7 +57,3 @@ def functions(backend, arrays, dtype):
         block(x).backward(dy)
 
     return {"forward": forward, "both": both}
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
