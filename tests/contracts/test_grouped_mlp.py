@@ -178,9 +178,9 @@ def test_plain_forms(impl):
 
 
 def test_blocks_of_several_sizes(monkeypatch):
-    """Blocks that run over by up to two rows, which belong to the next group."""
+    """Waves of every room, some with blocks of one group and some not full."""
     monkeypatch.setattr(blocks, "LADDER", (128, 16, 8, 2))
-    monkeypatch.setattr(blocks, "SPARE", 2)
+    monkeypatch.setattr(blocks, "TOGETHER", 3)
     assert blocks.block_sizes(R, E) == (16, 8, 2)
     compare("blocked", activations.SWIGLU, with_inverse=True, jitted=layer.__wrapped__)
 

@@ -1,7 +1,8 @@
-"""Loops over groups of contiguous rows, and within a group over blocks of a few fixed numbers of rows; all of dynamic trip count.
+"""Groups of contiguous rows cut into blocks, and loops over waves of blocks of about the same number of rows; all of dynamic trip count.
 
-The last block of a group may run over into the rows of the next group: what is written there is overwritten when that group's turn comes
-(blocks go in order), and what is read there is masked where it would be summed. A group's weights are sliced once for all its blocks.
+A wave is one batched matmul, each block with its own group's weight: on a CPU the threads of one block's matmul wait for each other, those
+of a batch do not. Blocks are put in order of their rows, so that a wave of fixed shape holds few empty rows. What is read past a block's
+last row is that row again, to be masked where it would be summed; what lies there is not written.
 """
 
 from __future__ import annotations
@@ -11,86 +12,91 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from moejax import collectives
 from moejax.kernels.grouped_matmul.backend import Groups, stops
 
-LADDER = 512, 256, 128, 32
-"""Rows of a block. Above, nothing is gained any more; below, a turn of the loop costs as much as the next size up."""
-SPARE = 64
-"""Rows of a block that may be empty: fewer and larger blocks are faster, since a matmul turns its weight anew for each, which takes as long
-as some 40 rows do."""
+LADDER = 576, 448, 320, 192, 96, 32
+"""Rows that a block of a wave has room for. More would not be faster and not stay in a cache; fewer cost as much."""
+TOGETHER = 8
+"""Blocks of a wave, at most; each has a copy of its group's weight. Of few groups a wave takes a quarter, since the last is filled up."""
 
 
-class Block(NamedTuple):
-    """Rows `row` to `row + size` of the buffer; those from `stop` on are another group's."""
+class Wave(NamedTuple):
+    """Some blocks: rows `row` to `row + rows` of the buffer, which are `group`'s, with room for `size`."""
 
-    row: Int[Array, ""]
-    stop: Int[Array, ""]
+    group: Int[Array, " B"]
+    row: Int[Array, " B"]
+    rows: Int[Array, " B"]
     size: int
 
     @property
-    def mine(self) -> Array:
-        """Which rows belong to the group, bool[size, 1]."""
-        return (self.row + jnp.arange(self.size, dtype=jnp.int32) < self.stop)[:, None]
+    def index(self) -> Int[Array, "B S"]:
+        """Rows of the buffer, the last of a block as often as fills it."""
+        return self.row[:, None] + jnp.minimum(self._slot, jnp.maximum(self.rows - 1, 0)[:, None])
+
+    @property
+    def mine(self) -> Bool[Array, "B S"]:
+        """Which of those are the block's, and no repetition."""
+        return self._slot < self.rows[:, None]
+
+    @property
+    def _slot(self) -> Int[Array, "1 S"]:
+        return jnp.arange(self.size, dtype=jnp.int32)[None]
 
 
-class Blocks(NamedTuple):
-    """The work list in closed form."""
+class Waves(NamedTuple):
+    """The work list in closed form: blocks, those of most rows first."""
 
-    active: Int[Array, " G"]
-    """Groups that have rows, in order, then the others."""
-    number: Int[Array, ""]
-    """How many have rows."""
-    starts: Int[Array, " G"]
-    stops: Int[Array, " G"]
+    group: Int[Array, "W B"]
+    row: Int[Array, "W B"]
+    rows: Int[Array, "W B"]
+    """Zero in blocks that fill the last wave. They repeat the first block, so that nothing is read that no group owns."""
     sizes: tuple[int, ...]
-    """Rows of a block, falling."""
+    """What waves have room for, falling."""
 
     @property
     def over(self) -> int:
-        """Rows that a block may reach past the buffer."""
-        return max(SPARE, self.sizes[-1])
+        """Rows that a slice may reach past the buffer."""
+        return self.sizes[0]
 
-    def each_group(self, visit: Callable[[Array, Any], Any], carry: Any) -> Any:
-        """visit(group, carry) for every group that has rows."""
-        return jax.lax.fori_loop(0, self.number, lambda i, carry: visit(self.active[i], carry), carry)
+    def each(self, visit: Callable[[Wave, Any], Any], carry: Any) -> Any:
+        """visit(wave, carry) for every wave that has rows, each with the least room that holds its blocks."""
+        begin = jnp.zeros_like(self.rows, shape=())
+        for size, smaller in zip(self.sizes, (*self.sizes[1:], 0), strict=True):
 
-    def each_block(self, group: Int[Array, ""], visit: Callable[[Block, Any], Any], carry: Any) -> Any:
-        """visit(block, carry) for every block of a group."""
-        for size, row, turns in self.series(group):
+            def turn(i: Array, carry: Any, size: int = size) -> Any:
+                return visit(Wave(self.group[i], self.row[i], self.rows[i], size), carry)
 
-            def turn(t: Array, carry: Any, size: int = size, row: Array = row) -> Any:
-                return visit(Block(row + t * size, self.stops[group], size), carry)
-
-            carry = jax.lax.fori_loop(0, turns, turn, carry)
+            end = jnp.sum(self.rows[:, 0] > smaller, dtype=jnp.int32)
+            carry = jax.lax.fori_loop(begin, end, turn, carry)
+            begin = end
         return carry
-
-    def series(self, group: Int[Array, ""]) -> list[tuple[int, Array, Array]]:
-        """(rows of a block, first row, number of blocks), a series after another, of a group: of each size as many as what the larger ones
-        left fills, and one more if at most SPARE rows of it stay empty. Of the smallest as many as it takes."""
-        row, stop, found = self.starts[group], self.stops[group], []
-        for size in self.sizes:
-            spare = size - 1 if size == self.sizes[-1] else min(SPARE, size - 1)
-            turns = jnp.maximum(stop - row + spare, 0) // size
-            found.append((size, row, turns))
-            row = row + turns * size
-        return found
 
 
 def block_sizes(rows: int, groups: int) -> tuple[int, ...]:
     """Up to twice the mean rows of a group: larger ones would be compiled for few."""
-    largest = min(2 * rows // max(1, groups), rows + SPARE)
+    largest = 2 * rows // max(1, groups)
     return tuple(size for size in LADDER if size <= largest) or LADDER[-1:]
 
 
-def cut(groups: Groups, rows: int) -> Blocks:
-    """The blocks of these groups, in a buffer of `rows` rows."""
-    after = stops(groups)
-    active = jnp.argsort(groups.sizes == 0, stable=True).astype(jnp.int32)
-    number = jnp.sum(groups.sizes > 0, dtype=jnp.int32)
-    return Blocks(active, number, after - groups.sizes, after, block_sizes(rows, groups.sizes.shape[0]))
+def cut(groups: Groups, rows: int) -> Waves:
+    """The waves of these groups, in a buffer of `rows` rows. A group's blocks are of the largest room, but for the last."""
+    number, sizes = groups.sizes.shape[0], block_sizes(rows, groups.sizes.shape[0])
+    most, room = number + rows // sizes[0], sizes[0]
+    together = min(TOGETHER, max(1, number // 4))
+    blocks = (groups.sizes + (room - 1)) // room
+    last = jnp.cumsum(blocks, dtype=jnp.int32)
+    place = jnp.arange(-(-most // together) * together, dtype=jnp.int32)
+    group = jnp.minimum(jnp.sum(place[:, None] >= last[None], axis=1, dtype=jnp.int32), number - 1)
+    before = (place - (last - blocks)[group]) * room
+    own = jnp.where(place < last[-1], jnp.minimum(groups.sizes[group] - before, room), 0)
+    row = (stops(groups) - groups.sizes)[group] + before
+    order = jnp.argsort(own, descending=True, stable=True)
+    kept = own[order]
+    order = jnp.where(kept > 0, order, order[0])
+    return Waves(*(found.reshape(-1, together) for found in (group[order], row[order], kept)), sizes)
 
 
 def zeros(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = None) -> Array:
@@ -103,19 +109,26 @@ def unwritten(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = Non
     return collectives.vary_like(jax.lax.empty(shape, dtype or like.dtype), like)
 
 
-def overhang(x: Array, size: int) -> Array:
-    """The rows with `size` more behind them, so that a slice from any row stays inside."""
-    return jnp.concatenate([x, zeros(x, size, *x.shape[1:])])
+def rows_at(x: Array, wave: Wave) -> Array:
+    """x [M, ...] -> [B, S, ...]."""
+    return x.at[wave.index].get(mode="promise_in_bounds")
 
 
-def rows_at(x: Array, block: Block) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, block.row, block.size, axis=0)
+def put_rows(x: Array, rows: Array, wave: Wave) -> Array:
+    """x [M, ...] with the blocks' own rows [B, S, ...] in their places, one block after another; in place, since it is in a loop."""
+
+    def put(i: Array, x: Array) -> Array:
+        mine = wave.mine[i].reshape(-1, *(1,) * (x.ndim - 1))
+        new = jnp.where(mine, rows[i].astype(x.dtype), jax.lax.dynamic_slice_in_dim(x, wave.row[i], wave.size))
+        return jax.lax.dynamic_update_slice_in_dim(x, new, wave.row[i], axis=0)
+
+    return jax.lax.fori_loop(0, rows.shape[0], put, x)
 
 
-def put_rows(x: Array, rows: Array, block: Block) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, rows.astype(x.dtype), block.row, axis=0)
+def add_to_groups(w: Array, parts: Array, wave: Wave) -> Array:
+    """w [G, ...] with what each block [B, ...] adds to its group, one after another; likewise in place."""
 
+    def add(i: Array, w: Array) -> Array:
+        return w.at[wave.group[i]].add(parts[i], mode="promise_in_bounds")
 
-def put_group(w: Array, value: Array, group: Int[Array, ""]) -> Array:
-    """w with its row `group` replaced; XLA does it in place inside a loop."""
-    return jax.lax.dynamic_update_index_in_dim(w, value.astype(w.dtype), group, 0)
+    return jax.lax.fori_loop(0, parts.shape[0], add, w)
