@@ -1,6 +1,6 @@
 """What a body of shard_map says to other devices. Mesh axes come as tuples of names; the empty tuple is one device.
 
-Over axes of one device each, the functions that move rows are the identity.
+Along axes of one device nothing is said: the types of arrays do not name them (sharding.py).
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ def devices(axes: Axes) -> int:
     return math.prod(jax.lax.axis_size(axis) for axis in axes)
 
 
+def several(axes: Axes) -> Axes:
+    """Those of these mesh axes that have more than one device."""
+    return tuple(axis for axis in axes if jax.lax.axis_size(axis) > 1)
+
+
 def place(axes: Axes) -> Array:
     """This device's index along these mesh axes together, i32."""
-    return jax.lax.axis_index(axes) if axes else jnp.zeros((), jnp.int32)
+    return jax.lax.axis_index(several(axes)) if several(axes) else jnp.zeros((), jnp.int32)
 
 
 def vary(x: Array, axes: Axes) -> Array:
     """x as a value that may differ along these mesh axes, so that its gradient is summed over them."""
-    missing = tuple(axis for axis in axes if axis not in compat.varying_axes(x))
+    missing = tuple(axis for axis in several(axes) if axis not in compat.varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
@@ -46,27 +51,27 @@ def vary_together(*trees: Any) -> tuple[Any, ...]:
 
 def alike(x: Array, axes: Axes) -> Array:
     """An array that is equal along these mesh axes, known to be so."""
-    return jax.lax.pmax(x, axes)
+    return jax.lax.pmax(x, several(axes)) if several(axes) else x
 
 
 def once(x: Array, axes: Axes) -> Array:
     """x on the first device along these mesh axes, zero on the others: counted once where all of them have it."""
-    return x if devices(axes) == 1 else jnp.where(place(axes) == 0, x, jnp.zeros_like(x))
+    return jnp.where(place(axes) == 0, x, jnp.zeros_like(x)) if several(axes) else x
 
 
 def total(x: Array, axes: Axes) -> Array:
     """The sum of x along these mesh axes, on all of their devices."""
-    return jax.lax.psum(x, axes) if axes else x
+    return jax.lax.psum(x, several(axes)) if several(axes) else x
 
 
 def all_gather(x: Array, axes: Axes, axis: int) -> Array:
     """The pieces of x of every device along these mesh axes, joined."""
-    return x if devices(axes) == 1 else jax.lax.all_gather(x, axes, axis=axis, tiled=True)
+    return jax.lax.all_gather(x, several(axes), axis=axis, tiled=True) if several(axes) else x
 
 
 def psum_scatter(x: Array, axes: Axes, axis: int = 0) -> Array:
     """The sum of x along these mesh axes, each device keeping its piece of dimension `axis`."""
-    return x if devices(axes) == 1 else jax.lax.psum_scatter(x, axes, scatter_dimension=axis, tiled=True)
+    return jax.lax.psum_scatter(x, several(axes), scatter_dimension=axis, tiled=True) if several(axes) else x
 
 
 def everywhere_max(x: Array) -> Array:
@@ -77,4 +82,4 @@ def everywhere_max(x: Array) -> Array:
 
 def all_to_all(x: Array, axes: Axes, split: int, concat: int) -> Array:
     """Pieces of dimension `split` go to the devices along these mesh axes, what arrives is joined along `concat`."""
-    return x if devices(axes) == 1 else jax.lax.all_to_all(x, axes, split, concat, tiled=True)
+    return jax.lax.all_to_all(x, several(axes), split, concat, tiled=True) if several(axes) else x

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+# Along a mesh axis of one device nothing differs and nothing is sent, so types do not name it. Else a sum over it would be a copy.
+jax.config.update("jax_remove_size_one_mesh_axis_from_type", True)
+
 BATCH_AXES = ("data", "fsdp", "expert")
 STORAGE_AXIS = "fsdp"
 LANES = 128
@@ -89,6 +92,12 @@ def shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, name: str) -> in
     return size
 
 
+def several(name: str) -> tuple[str, ...]:
+    """Mesh axes of a dimension that have more than one device of the mesh in use."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return tuple(axis for axis in RULES[name] if shape[axis] > 1)
+
+
 def platform() -> str:
     """Platform of the devices of the mesh in use, `tpu` also where a topology is compiled for on another machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -120,24 +129,24 @@ def joined(stored: jax.Array, dims: tuple[str | None, ...], dtype: Any = None) -
     ShardingTypeError: say again how they lie. What is added, multiplied or handed to a shard_map takes `whole`.
     """
     named = tuple(GATHERED.get(name, name) if name else None for name in dims)
-    held = axes("storage") if "storage" in dims else ()
+    held, everywhere = several("storage") if "storage" in dims else (), several("shard")
 
     def body(piece: jax.Array) -> jax.Array:
         # First: the gradient's sum over these axes is then one of pieces.
-        alike = tuple(axis for axis in axes("shard") if axis not in held)
+        alike = tuple(axis for axis in everywhere if axis not in held)
         piece = jax.lax.pcast(piece, alike, to="reduced") if alike else piece
         for axis in reversed(held):
             piece = _joined_along(axis, piece, dims.index("storage"))
         return piece
 
-    out = P(*spec(*named), reduced=frozenset(axes("shard")))
+    out = P(*spec(*named), reduced=frozenset(everywhere))
     found = jax.shard_map(body, in_specs=spec(*dims), out_specs=out)(stored)
     return found.astype(dtype or found.dtype)
 
 
 def _joined_along(axis: str, piece: jax.Array, dim: int) -> jax.Array:
     """Pieces of every device along one mesh axis, joined in dimension `dim`, "reduced" along it."""
-    if jax.lax.axis_size(axis) == 1 or dim < piece.ndim - 1 or piece.shape[dim] % LANES == 0:
+    if dim < piece.ndim - 1 or piece.shape[dim] % LANES == 0:
         return jax.lax.all_gather(piece, axis, axis=dim, tiled=True, to="reduced")
     # Pieces side by side in a tile are not scattered: of the gradient's sum the TPU compiler would make one of whole arrays.
     parts = jnp.moveaxis(jax.lax.all_gather(piece, axis, axis=0, to="reduced"), 0, -2)

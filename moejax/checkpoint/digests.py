@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from moejax import sharding
+from moejax import collectives, sharding
 
 SALTS = (0x9E3779B1, 0x85EBCA77)
 """Of the two halves of a digest."""
@@ -55,7 +55,7 @@ def _digest(x: Array) -> UInt32[Array, " 2"]:
         found = jnp.zeros((), jnp.uint32)
         for d in dims:
             names = _names(spec[d])
-            first = jax.lax.axis_index(names) * of[d] if names else 0
+            first = collectives.place(names) * of[d]
             index = (jnp.arange(of[d], dtype=jnp.int32) + first).astype(jnp.uint32)
             stride = math.prod(shape[d + 1 :]) % 2**32
             found = found[..., None] + (index * jnp.uint32(stride)).reshape((1,) * found.ndim + (of[d],))
@@ -71,7 +71,7 @@ def _digest(x: Array) -> UInt32[Array, " 2"]:
 
         pieces = part.reshape(number, rows, *part.shape[inner:]), outer.reshape(number, rows)
         total = jnp.sum(jax.lax.map(piece, pieces), axis=0, dtype=jnp.uint32)
-        return jax.lax.psum(total, axes) if axes else total
+        return collectives.total(total, axes)
 
     if not axes:
         return local(x)

@@ -77,7 +77,7 @@ def lying(cfg: config.Config, step: str) -> tuple[Lying, ...]:
     if step not in SERVING:
         return _state(cfg.model, cfg.train) + _batch(cfg)
     model = dataclasses.replace(cfg.model, further=0)
-    return _served(model) + _cache(model, cfg.data.batch, cfg.data.context, 1 if step == "decode" else cfg.data.context)
+    return _served(model) + _cache(cfg, model, 1 if step == "decode" else cfg.data.context)
 
 
 @functools.cache
@@ -191,10 +191,11 @@ def _served(model: config.Model) -> tuple[Lying, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def _cache(model: config.Model, rows: int, size: int, positions: int) -> tuple[Lying, ...]:
-    """The cache, the last hidden vectors, and the tokens that come."""
-    with jax.sharding.use_abstract_mesh(ONE_DEVICE):
-        kept = jax.eval_shape(lambda: empty_cache(model, rows, size))
+def _cache(cfg: config.Config, model: config.Model, positions: int) -> tuple[Lying, ...]:
+    """The cache, the last hidden vectors, and the tokens that come. On this config's mesh, because types name no axis of one device."""
+    rows = cfg.data.batch
+    with jax.sharding.use_abstract_mesh(abstract(cfg.mesh)):
+        kept = jax.eval_shape(lambda: empty_cache(model, rows, cfg.data.context))
     batch = sharding.axes("batch")
     tokens = ((rows, positions), (batch, sharding.axes("position")))
     return (

@@ -229,6 +229,15 @@ def test_b18_expert_weights_stay_home(mesh_of, sizes, transport):
     assert not any(sorted(shape) in whole for shape in gathers)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_along_axes_of_one_device_nothing_is_sent(mesh_of, transport):
+    """Not even to itself, which would be a copy: on one device no collective is left, over `expert` alone none of another size."""
+    moe = options(transport)
+    p = problem(moe)
+    assert not collectives.of(harness.compiled(p, mesh_of(), moe, TIGHT).as_text())
+    assert {c.devices for c in collectives.of(harness.compiled(p, mesh_of(expert=8), moe, TIGHT).as_text())} == {8}
+
+
 # ---- the full product -----------------------------------------------------------------------------------------------
 
 

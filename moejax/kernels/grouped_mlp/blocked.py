@@ -54,14 +54,14 @@ def backward(
     activation: Activation,
     dy: Array,
 ) -> Slopes:
-    """All gradients for the cotangent dy [R, D] of y."""
+    """All gradients for the cotangent dy [R, D] of y. Those of rows are written where their cotangents were, which is a buffer less."""
     rows = index.shape[0]
     work = blocks.cut(groups, rows)
 
     def visit(wave: Wave, carry: Slopes) -> Slopes:
         factor = None if row_weight is None else rows_at(row_weight, wave)[..., None]
         h = Kept(*(None if h is None else rows_at(h, wave) for h in kept))
-        own, dy_rows = _own(weights, wave, x.dtype), masked(rows_at(dy, wave), wave)
+        own, dy_rows = _own(weights, wave, x.dtype), masked(rows_at(carry.rows, wave), wave)
         d_x, slope, d_factor = _of_wave(x[rows_at(index, wave)], dy_rows, h, factor, own, activation)
         d_weight = None if d_factor is None else put_rows(carry.row_weight, d_factor, wave)
         parts = zip(carry.weights, slope, strict=True)
@@ -71,7 +71,7 @@ def backward(
     none = Weights(*(None if isinstance(w, Quantized | None) else zeros(x, *w.shape, dtype=F32) for w in weights))
     room = rows + work.over
     d_weight = None if row_weight is None else unwritten(x, room, dtype=F32)
-    slopes = Slopes(unwritten(x, room, x.shape[1]), none, d_weight)
+    slopes = Slopes(jnp.pad(dy, ((0, work.over), (0, 0))), none, d_weight)
     slopes = work.each(visit, slopes) if rows else slopes
     parts = zip(weights, slopes.weights, strict=True)
     found = Weights(*(no_gradient(w) if isinstance(w, Quantized | None) else s.astype(w.dtype) for w, s in parts))

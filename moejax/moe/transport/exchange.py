@@ -33,7 +33,7 @@ def native(
     mine = jnp.full_like(begin, c) * collectives.place(axes)
     into = collectives.vary_like(jax.lax.empty(rows.shape, rows.dtype), rows)
     begin, mine, sent, received = (collectives.vary_like(x, rows) for x in (begin, mine, sent, received))
-    arrived = jax.lax.ragged_all_to_all(rows, into, begin, sent, mine, received, axis_name=axes)
+    arrived = jax.lax.ragged_all_to_all(rows, into, begin, sent, mine, received, axis_name=collectives.several(axes))
     return arrived.reshape(parts.shape)
 
 
