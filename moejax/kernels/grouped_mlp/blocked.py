@@ -20,14 +20,15 @@ F32 = jnp.float32
 def forward(
     x: Array, index: Array, groups: Groups, weights: Weights, row_weight: Array | None, activation: Activation
 ) -> tuple[Array, Kept]:
-    """y [R, D], and the pre-activations [R and more, F] in the order of rows."""
+    """y [R, D], and the pre-activations [R and more, F] in the order of rows. What is gathered of x is written over by what comes of it: a
+    buffer of its own would be filled with zeros first."""
     rows, hidden = index.shape[0], weights.up.shape[2]
     work = blocks.cut(groups, rows)
 
     def visit(wave: Wave, carry: tuple[Array, Kept]) -> tuple[Array, Kept]:
         y, kept = carry
         own = _own(weights, wave, x.dtype)
-        x_rows = x[rows_at(index, wave)]
+        x_rows = rows_at(y, wave)
         gate_h, up_h = _hidden(x_rows, own.gate, own.gate_bias), _hidden(x_rows, own.up, own.up_bias)
         a = activation.value(gate_h, up_h).astype(x.dtype)
         y_rows = plus(times(a, own.down, False), own.down_bias)
@@ -40,7 +41,8 @@ def forward(
     kept = Kept(None if weights.gate is None else unwritten(x, room, hidden), unwritten(x, room, hidden))
     if not rows:
         return zeros(x, 0, x.shape[1]), kept
-    y, kept = work.each(visit, (unwritten(x, room, x.shape[1]), kept))
+    gathered = x.at[jnp.pad(index, (0, work.over))].get(mode="clip")
+    y, kept = work.each(visit, (gathered, kept))
     return y[:rows], kept
 
 
