@@ -68,8 +68,8 @@ def test_what_fills_a_wave_is_read_from_rows_that_are_owned(sizes):
     start = 3
     _, waves = cut(sizes, start, start + sum(sizes) + 40)
     for group, row, rows, size in waves:
-        index = np.asarray(blocks.Wave(*(jnp.asarray(v) for v in (group, row, rows)), size).index)
-        assert index.min() >= start and index.max() < start + sum(sizes)
+        places = np.asarray(blocks.Wave(*(jnp.asarray(v) for v in (group, row, rows)), size).places)
+        assert places.min() >= start and places.max() < start + sum(sizes)
         mine = np.asarray(blocks.Wave(*(jnp.asarray(v) for v in (group, row, rows)), size).mine)
         np.testing.assert_array_equal(mine.sum(1), rows)
 
@@ -93,7 +93,7 @@ def test_blocks_past_the_int32_middle():
     np.testing.assert_array_equal(row, np.r_[0, np.cumsum(rows)[:-1]])
     np.testing.assert_array_equal(np.bincount(group, rows, 4), sizes)
     last = blocks.Wave(*(jnp.asarray(v[-1:], jnp.int32) for v in (group, row, rows)), blocks.LADDER[0])
-    np.testing.assert_array_equal(last.index[0], np.minimum(row[-1] + np.arange(blocks.LADDER[0]), sum(sizes) - 1))
+    np.testing.assert_array_equal(last.places[0], np.minimum(row[-1] + np.arange(blocks.LADDER[0]), sum(sizes) - 1))
 
 
 @pytest.mark.parametrize("sizes", LOADS[:5])

@@ -32,7 +32,7 @@ class Wave(NamedTuple):
     size: int
 
     @property
-    def index(self) -> Int[Array, "B S"]:
+    def places(self) -> Int[Array, "B S"]:
         """Rows of the buffer, the last of a block as often as fills it."""
         return self.row[:, None] + jnp.minimum(self._slot, jnp.maximum(self.rows - 1, 0)[:, None])
 
@@ -96,7 +96,8 @@ def cut(groups: Groups, rows: int) -> Waves:
     order = jnp.argsort(own, descending=True, stable=True)
     kept = own[order]
     order = jnp.where(kept > 0, order, order[0])
-    return Waves(*(found.reshape(-1, together) for found in (group[order], row[order], kept)), sizes)
+    group, row, kept = (found.reshape(-1, together) for found in (group[order], row[order], kept))
+    return Waves(group, row, kept, sizes)
 
 
 def zeros(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = None) -> Array:
@@ -111,7 +112,7 @@ def unwritten(like: Array, *shape: int, dtype: jax.typing.DTypeLike | None = Non
 
 def rows_at(x: Array, wave: Wave) -> Array:
     """x [M, ...] -> [B, S, ...]."""
-    return x.at[wave.index].get(mode="promise_in_bounds")
+    return x.at[wave.places].get(mode="promise_in_bounds")
 
 
 def put_rows(x: Array, rows: Array, wave: Wave) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -73,8 +75,8 @@ def backward(
     none = Weights(*(None if isinstance(w, Quantized | None) else zeros(x, *w.shape, dtype=F32) for w in weights))
     room = rows + work.over
     d_weight = None if row_weight is None else unwritten(x, room, dtype=F32)
-    slopes = Slopes(jnp.pad(dy, ((0, work.over), (0, 0))), none, d_weight)
-    slopes = work.each(visit, slopes) if rows else slopes
+    begin = Slopes(jnp.pad(dy, ((0, work.over), (0, 0))), none, d_weight)
+    slopes: Any = work.each(visit, begin) if rows else begin
     parts = zip(weights, slopes.weights, strict=True)
     found = Weights(*(no_gradient(w) if isinstance(w, Quantized | None) else s.astype(w.dtype) for w, s in parts))
     return Slopes(slopes.rows[:rows], found, None if d_weight is None else slopes.row_weight[:rows])
