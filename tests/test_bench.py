@@ -54,7 +54,7 @@ def test_a_peer_in_a_process_of_its_own(tmp_path):
     file = tmp_path / "parrot.py"
     file.write_text(PARROT)
     x = np.arange(6, dtype=np.float32)
-    with peer.Peer(sys.executable, str(file), {"x": x}, {"seconds": 0.05}) as other:
+    with peer.Peer(sys.executable, str(file), "", {"x": x}, {"seconds": 0.05}) as other:
         assert other.names == ["parrot"] and other.versions == {"parrot": 1}
         np.testing.assert_array_equal(other.output("parrot"), 2 * x)
         clocks = other.clocks()
@@ -66,10 +66,10 @@ def test_a_peer_in_a_process_of_its_own(tmp_path):
 def test_a_peer_that_dies_says_what_it_needs(tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit(3)")
-    with pytest.raises(UserError, match="ended with code 3; .* must be an interpreter that can import what"):
-        peer.Peer(sys.executable, str(broken), {"x": np.zeros(1)}, {})
-    with pytest.raises(UserError, match="no_python cannot be run"):
-        peer.Peer("no_python", "peer_hf.py", {"x": np.zeros(1)}, {})
+    with pytest.raises(UserError, match="ended with code 3; give another"):
+        peer.Peer(sys.executable, str(broken), "give another", {"x": np.zeros(1)}, {})
+    with pytest.raises(UserError, match="no_python cannot be run: .*; give another"):
+        peer.Peer("no_python", "peer_hf.py", "give another", {"x": np.zeros(1)}, {})
 
 
 def test_the_block_without_a_config_is_the_experiment_file():

@@ -30,8 +30,11 @@ from moejax.errors import UserError
 from moejax.layers.feed_forward import Dense, Sparse
 from moejax.moe.inputs import Mode
 
-PEERS = {"ragged_dot": "peer_ragged_dot.py", "hf": "peer_hf.py"}
-"""What runs in a process of its own, and its blocks."""
+PEERS = {
+    "ragged_dot": ("peer_ragged_dot.py", "it runs this library with another kernel"),
+    "hf": ("peer_hf.py", "--torch must name an interpreter that has torch and transformers; install them apart"),
+}
+"""What runs in a process of its own: its blocks, and what is to be done where it fails."""
 AGAINST = ("dense", *PEERS)
 DEFAULT = config.Config(
     data=config.Data(batch=4, context=1024),
@@ -84,7 +87,7 @@ def _case(
     with contextlib.ExitStack() as stack:
         for name in (name for name in PEERS if name in against):
             python = torch if name == "hf" else sys.executable
-            peer = stack.enter_context(Peer(python, PEERS[name], arrays, settings))
+            peer = stack.enter_context(Peer(python, *PEERS[name], arrays, settings))
             for block in peer.names:
                 _same(block, peer.output(block), y, cfg)
             clocks |= peer.clocks()

@@ -22,9 +22,9 @@ class Peer:
 
     A context: the process ends with it."""
 
-    def __init__(self, python: str, blocks: str, arrays: dict[str, np.ndarray], settings: dict[str, Any]):
+    def __init__(self, python: str, blocks: str, remedy: str, arrays: dict[str, np.ndarray], settings: dict[str, Any]):
         self._folder = tempfile.TemporaryDirectory()
-        self._needs = f"{python} must be an interpreter that can import what moejax/bench/{blocks} imports"
+        self._remedy = remedy
         files = [Path(self._folder.name) / name for name in ("inputs.npz", "settings.json")]
         np.savez(files[0], **arrays)
         files[1].write_text(json.dumps(settings))
@@ -37,7 +37,7 @@ class Peer:
             )
         except OSError as error:
             self._folder.cleanup()
-            raise UserError(f"{python} cannot be run: {error.strerror}; {self._needs}") from error
+            raise UserError(f"{python} cannot be run: {error.strerror}; {remedy}") from error
         hello = self._answer()
         self.versions: dict[str, Any] = hello["versions"]
         self.names: list[str] = hello["names"]
@@ -76,5 +76,5 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             self.close()
-            raise UserError(f"a peer's process ended with code {self._process.returncode}; {self._needs}")
+            raise UserError(f"a peer's process ended with code {self._process.returncode}; {self._remedy}")
         return json.loads(line)

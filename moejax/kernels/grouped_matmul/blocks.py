@@ -18,7 +18,7 @@ from moejax import collectives
 from moejax.kernels.grouped_matmul.backend import Groups, stops
 
 LADDER = 576, 448, 320, 192, 96, 32
-"""Rows that a block of a wave has room for. More would not be faster and not stay in a cache; fewer cost as much."""
+"""Rows that a block of a wave has room for. Finer steps leave fewer rows empty and compile longer (docs/experiments.md, 2026-12-01)."""
 TOGETHER = 8
 """Blocks of a wave, at most; each has a copy of its group's weight. Of few groups a wave takes a quarter, since the last is filled up."""
 
